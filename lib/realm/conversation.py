@@ -1,0 +1,338 @@
+"""Conversations: one record everywhere, readers that account for every byte, atomic writers.
+
+The record is the Hub's and OpenAI's chat layout, one JSON object a line:
+``{"id": ..., "messages": [{"role": "user"|"assistant", "content": ...}], "meta": {...}}``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import zstandard
+from tqdm import tqdm
+
+from realm.json_stream import MALFORMED, JsonStream, JsonStreamError
+from realm.provenance import atomic_path
+
+# Role names seen in the wild, as they appear in ShareGPT dumps and chat APIs.
+ROLE_ALIASES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
+MAX_TURN_BYTES = 1_000_000
+EXAMPLES_KEPT = 5
+
+
+class ConversationFileError(ValueError):
+    """A file that cannot be read as conversations; the message names file, place and fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """An ordered list of turns; ``meta`` travels with it and is never trained on."""
+
+    id: str
+    messages: tuple[Message, ...]
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def session(self) -> str:
+        """The ShareGPT session: ids are ``SESSION_N``, N being the segment."""
+        return self.meta.get("session") or split_segment_id(self.id)[0]
+
+    def turns(self, role: str) -> list[str]:
+        return [m.content for m in self.messages if m.role == role]
+
+    @property
+    def rounds(self) -> int:
+        """User turns that were answered."""
+        return sum(a.role == "user" and b.role == "assistant" for a, b in pairwise(self.messages))
+
+    def to_record(self) -> dict[str, Any]:
+        messages = [{"role": m.role, "content": m.content} for m in self.messages]
+        return {"id": self.id, "messages": messages, "meta": self.meta}
+
+
+def split_segment_id(conversation_id: str) -> tuple[str, int | None]:
+    """``"abc_3"`` -> ``("abc", 3)``; an id without a segment number -> ``(id, None)``."""
+    session, _, segment = conversation_id.rpartition("_")
+    if session and segment.isascii() and segment.isdigit():
+        return session, int(segment)
+    return conversation_id, None
+
+
+@dataclass
+class ReadReport:
+    """What a reader saw. ``skipped`` records yielded nothing; ``noted`` ones were yielded as they are.
+
+    ``lost_bytes`` counts bytes after the last complete record of a truncated file.
+    """
+
+    path: str = ""
+    layout: str = ""
+    records: int = 0
+    bytes_read: int = 0
+    lost_bytes: int = 0
+    truncated: bool = False
+    skipped: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    roles: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        return self.records - self.skipped.total()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a defect, for a table."""
+        both = [("skipped", self.skipped), ("kept, noted", self.noted)]
+        return [
+            {"defect": name, "records": n, "treatment": how, "examples": self.examples[name]}
+            for how, counts in both
+            for name, n in counts.most_common()
+        ]
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """One undigested record and where it stood."""
+
+    number: int
+    offset: int
+    value: Any = None
+    defect: str = ""
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_conversations(
+    source: str | Path,
+    *,
+    report: ReadReport | None = None,
+    strict: bool = False,
+    progress: bool = False,
+) -> Iterator[Conversation]:
+    """Stream conversations from a file, a Parquet table or a Hub data set name.
+
+    The layout is found by content: a ShareGPT JSON array (whole or cut off), JSON lines, either plain,
+    gzip or zstd, or Parquet. Memory stays constant: one chunk of about 4 MB and one record.
+
+    Every defect is counted in ``report`` with example ids: records that cannot be used are skipped,
+    those with an odd structure are noted and kept for the cleaning funnel to decide.
+
+    Raises ConversationFileError if the file is missing or holds no conversations, and, with ``strict``,
+    at the first defect, naming file, record number and byte offset.
+    """
+    report = report if report is not None else ReadReport()
+    report.path = str(source)
+    seen: set[str] = set()
+    records = _open_records(source, report, progress)
+    for raw in records:
+        report.records += 1
+        conversation, defects = (None, [raw.defect]) if raw.defect else _digest(raw.value, raw.number, report)
+        if conversation is not None:
+            if conversation.id in seen:
+                defects.append("duplicate id")
+            seen.add(conversation.id)
+        name = conversation.id if conversation else _any_id(raw)
+        _account(report, name, conversation is None, defects)
+        if strict and defects:
+            raise ConversationFileError(f"{source}: record {raw.number} at byte {raw.offset} ({name}): {defects[0]}")
+        if conversation is not None:
+            yield conversation
+    if report.truncated and strict:
+        raise ConversationFileError(
+            f"{source}: truncated file: {report.lost_bytes} bytes after the last complete record"
+        )
+
+
+def _account(report: ReadReport, name: str, skipped: bool, defects: list[str]) -> None:
+    for i, defect in enumerate(dict.fromkeys(defects)):
+        # A skipped record counts once, under its first reason, so that read + skipped = records.
+        if skipped and i > 0:
+            break
+        (report.skipped if skipped else report.noted)[defect] += 1
+        examples = report.examples.setdefault(defect, [])
+        if len(examples) < EXAMPLES_KEPT:
+            examples.append(name)
+
+
+def _any_id(raw: _Raw) -> str:
+    identifier = raw.value.get("id") if isinstance(raw.value, dict) else None
+    return identifier if isinstance(identifier, str) else f"record {raw.number} at byte {raw.offset}"
+
+
+def _digest(value: Any, number: int, report: ReadReport) -> tuple[Conversation | None, list[str]]:
+    """A raw JSON value -> (conversation or None, defects)."""
+    if not isinstance(value, dict):
+        return None, ["record is not an object"]
+    turns = value.get("messages", value.get("conversations"))
+    if not isinstance(turns, list) or not turns:
+        return None, ["no turns"]
+    messages: list[Message] = []
+    for turn in turns:
+        message, defect = _digest_turn(turn, report)
+        if defect:
+            return None, [defect]
+        messages.append(message)
+    identifier = value.get("id")
+    identifier = str(identifier) if identifier not in (None, "") else f"record-{number}"
+    meta = value.get("meta") if isinstance(value.get("meta"), dict) else {}
+    return Conversation(identifier, tuple(messages), meta), _structure_defects(messages)
+
+
+def _digest_turn(turn: Any, report: ReadReport) -> tuple[Message | None, str]:
+    if not isinstance(turn, dict):
+        return None, "turn is not an object"
+    alias = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    report.roles[str(alias)] += 1
+    role = ROLE_ALIASES.get(alias.lower()) if isinstance(alias, str) else None
+    if role is None:
+        return None, "unknown role"
+    if not isinstance(content, str):
+        return None, "null or non-string content"
+    if "\x00" in content:
+        return None, "NUL byte"
+    try:
+        size = len(content) if content.isascii() else len(content.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        # U+DC80..U+DCFF is how the decoder marks raw bytes that are no UTF-8.
+        raw_byte = 0xDC80 <= ord(content[error.start]) <= 0xDCFF
+        return None, "invalid UTF-8" if raw_byte else "lone surrogate"
+    if size > MAX_TURN_BYTES:
+        return None, "turn over 1 MB"
+    return Message(role, content), ""
+
+
+def _structure_defects(messages: list[Message]) -> list[str]:
+    defects = []
+    roles = [m.role for m in messages if m.role != "system"]
+    if any(not m.content.strip() for m in messages):
+        defects.append("empty turn")
+    if roles and roles[0] == "assistant":
+        defects.append("starts with the assistant")
+    if any(a == b for a, b in pairwise(roles)):
+        defects.append("two turns of one role in a row")
+    return defects
+
+
+def _open_records(source: str | Path, report: ReadReport, progress: bool) -> Iterator[_Raw]:
+    path = Path(source)
+    if not path.exists():
+        if isinstance(source, str) and _looks_like_hub_name(source):
+            report.layout = "Hub data set"
+            return _hub_records(source)
+        raise ConversationFileError(f"{source}: no such file; give a conversation file or a Hub data set name")
+    if path.is_dir():
+        raise ConversationFileError(f"{source}: is a folder; give the conversation file inside it")
+    with path.open("rb") as handle:
+        magic = handle.read(4)
+    if magic == b"PAR1":
+        report.layout = "Parquet"
+        return _parquet_records(path)
+    return _text_records(path, magic, report, progress)
+
+
+def _looks_like_hub_name(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and "." not in source.rsplit("/")[-1]
+
+
+def _hub_records(name: str) -> Iterator[_Raw]:
+    import datasets  # seconds to import, and most readers never need it
+
+    try:
+        rows = datasets.load_dataset(name, split="train", streaming=True)
+        yield from (_Raw(i, i, row) for i, row in enumerate(rows))
+    except Exception as error:
+        raise ConversationFileError(
+            f"{name}: no such file, and the Hub data set could not be read ({type(error).__name__}); "
+            "check the name and the network"
+        ) from error
+
+
+def _parquet_records(path: Path) -> Iterator[_Raw]:
+    import pyarrow.parquet as parquet
+
+    number = 0
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                yield _Raw(number, number, row)
+                number += 1
+    except (OSError, ValueError) as error:
+        raise ConversationFileError(f"{path}: not a readable Parquet table: {error}") from error
+
+
+def _text_records(path: Path, magic: bytes, report: ReadReport, progress: bool) -> Iterator[_Raw]:
+    with path.open("rb") as handle:
+        stream: BinaryIO = handle
+        if magic[:2] == b"\x1f\x8b":
+            stream = gzip.GzipFile(fileobj=handle)
+        elif magic == b"\x28\xb5\x2f\xfd":
+            stream = zstandard.ZstdDecompressor().stream_reader(handle)
+        bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=not progress)
+        window = JsonStream(stream, on_chunk=lambda: bar.update(handle.tell() - bar.n))
+        with bar:
+            try:
+                for number, (offset, value) in enumerate(window.values()):
+                    defect = "malformed JSON" if value is MALFORMED else ""
+                    yield _Raw(number, offset, None if defect else value, defect)
+            except JsonStreamError as error:
+                raise ConversationFileError(f"{path}: {error}; expected a list of conversations") from error
+    report.layout, report.bytes_read = window.layout, window.bytes_read
+    report.truncated, report.lost_bytes = window.truncated, window.lost_bytes
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> int:
+    """Write JSON lines atomically: the file appears whole or not at all. Returns how many."""
+    count = 0
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        for conversation in conversations:
+            handle.write(json.dumps(conversation.to_record(), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def write_sharegpt(path: str | Path, conversations: Iterable[Conversation]) -> int:
+    """Write the ShareGPT layout (a JSON array of ``from``/``value`` turns), atomically. Returns how many."""
+    names = {"user": "human", "assistant": "gpt"}
+    records = [
+        {
+            "id": c.id,
+            "conversations": [{"from": names.get(m.role, m.role), "value": m.content} for m in c.messages],
+        }
+        for c in conversations
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+    return len(records)
+
+
+def load_conversations(path: str | Path) -> list[Conversation]:
+    """All conversations of one of our own artefacts; any defect is an error, because we wrote it."""
+    return list(read_conversations(Path(path), strict=True))

@@ -1,0 +1,332 @@
+"""Endpoints: any OpenAI-compatible service behind one client, and local servers that always end.
+
+The client is the ``openai`` package; what is added here are one-line errors, a bound on what is in flight,
+and keys that come from the environment and go nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+from tqdm import tqdm
+
+from realm import assets, llama_cpp
+from realm.conversation import Message
+from realm.profile import Endpoint
+from realm.provenance import redact
+
+START_SECONDS = 300
+ENGINES_WITH_KEYS = ("llama.cpp", "vllm")
+
+
+class EndpointError(RuntimeError):
+    """An endpoint that does not do what is asked; one line with address, reason and fix.
+
+    ``kind``: ``unreachable``, ``refused`` (key, permission or model name), ``context`` (too long), ``failed``.
+    """
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(redact(message))
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an endpoint listens. The key does not show in ``repr``."""
+
+    base_url: str
+    model: str
+    key: str = ""
+
+    def __repr__(self) -> str:
+        return f"Address({self.model} at {self.base_url})"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. Token counts are the server's; 0 where it sends none."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+# ---------------------------------------------------------------- client
+
+
+class Client:
+    """Chat completions against one address, at most ``endpoint.concurrency`` in flight."""
+
+    def __init__(self, address: Address, endpoint: Endpoint, role: str):
+        self.address, self.endpoint, self.role = address, endpoint, role
+        self._gate = asyncio.Semaphore(endpoint.concurrency)
+        self._openai = openai.AsyncOpenAI(
+            base_url=address.base_url,
+            # Servers without keys ignore it, and the package refuses to start without one.
+            api_key=address.key or "none",
+            timeout=endpoint.timeout_seconds,
+            max_retries=endpoint.max_retries,
+        )
+
+    async def check(self) -> None:
+        """Ask for the list of models; raises EndpointError if nothing listens or the key is refused."""
+        try:
+            await self._openai.with_options(timeout=10, max_retries=0).models.list()
+        except openai.NotFoundError:
+            pass  # some services have no list of models
+        except openai.OpenAIError as error:
+            raise self._explain(error) from None
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        seed: int,
+        *,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Reply:
+        """One completion. Retries (exponential, with jitter, ``Retry-After`` honoured) are the openai package's.
+
+        Raises EndpointError when they are used up or the error is final.
+        """
+        async with self._gate:
+            try:
+                answer = await self._openai.chat.completions.create(
+                    model=self.address.model,
+                    messages=[{"role": m.role, "content": m.content} for m in messages],
+                    temperature=self.endpoint.temperature if temperature is None else temperature,
+                    top_p=self.endpoint.top_p,
+                    max_tokens=max_new_tokens or self.endpoint.max_new_tokens,
+                    seed=seed,
+                )
+            except openai.OpenAIError as error:
+                raise self._explain(error) from None
+        if not answer.choices or answer.choices[0].message.content is None:
+            raise EndpointError("failed", f"{self._name}: sent an answer without text")
+        usage = answer.usage
+        return Reply(
+            answer.choices[0].message.content,
+            answer.choices[0].finish_reason or "",
+            usage.prompt_tokens if usage else 0,
+            usage.completion_tokens if usage else 0,
+        )
+
+    async def complete_all(
+        self, requests: Sequence[tuple[Sequence[Message], int]], desc: str, **options: Any
+    ) -> list[Reply]:
+        """Completions for (messages, seed) pairs, in order, with a progress bar. The first error ends it."""
+        bar = tqdm(total=len(requests), desc=desc, unit="turn")
+
+        async def one(messages: Sequence[Message], seed: int) -> Reply:
+            reply = await self.complete(messages, seed, **options)
+            bar.update()
+            return reply
+
+        with bar:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(m, s)) for m, s in requests]
+        return [t.result() for t in tasks]
+
+    async def close(self) -> None:
+        await self._openai.close()
+
+    @property
+    def _name(self) -> str:
+        return f"{self.role} ({self.address.model} at {self.address.base_url})"
+
+    def _explain(self, error: openai.OpenAIError) -> EndpointError:
+        if isinstance(error, openai.APITimeoutError):
+            return EndpointError("unreachable", f"{self._name}: no answer in {self.endpoint.timeout_seconds:g} s")
+        if isinstance(error, openai.APIConnectionError):
+            fix = "start it, or correct base_url in the profile"
+            return EndpointError("unreachable", f"{self._name}: nothing answers there; {fix}")
+        status = getattr(error, "status_code", None)
+        text = " ".join(str(error).split())[:300]
+        if status in (401, 403):
+            key = self.endpoint.api_key_env or "no api_key_env is set in the profile"
+            return EndpointError("refused", f"{self._name}: the key is refused ({status}); check {key}")
+        if status == 404:
+            return EndpointError("refused", f"{self._name}: no such model or path (404); correct model or base_url")
+        if status == 400 and "context" in text.lower():
+            return EndpointError("context", f"{self._name}: the conversation is too long: {text}")
+        return EndpointError("failed", f"{self._name}: {text}")
+
+
+# ---------------------------------------------------------------- reaching an endpoint
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, share: int = 1
+) -> AsyncIterator[Client]:
+    """A checked client: for engine ``api`` of the service, otherwise of a local server started for it.
+
+    ``role`` names the endpoint in errors and logs. ``share``: how many local servers divide the cores.
+    Raises EndpointError with one line if it cannot be reached.
+    """
+    with contextlib.ExitStack() as stack:
+        if endpoint.engine == "api":
+            address = Address(endpoint.base_url, endpoint.model, _key_from(endpoint.api_key_env))
+        else:
+            folder, vocabulary = resolve_model(endpoint.model, run_folder)
+            server = local_server(endpoint, folder, vocabulary, log_folder / f"{role}.log", share=share)
+            address = await asyncio.to_thread(stack.enter_context, server)
+        client = Client(address, endpoint, role)
+        try:
+            await client.check()
+            yield client
+        finally:
+            await client.close()
+
+
+def _key_from(variable: str | None) -> str:
+    if not variable:
+        return ""
+    if not os.environ.get(variable):
+        raise EndpointError("refused", f"environment variable {variable} is not set; the profile says the key is there")
+    return os.environ[variable]
+
+
+def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
+    """(model folder, GGUF with its vocabulary or None) of an asset, a folder, or ``stage:02_usergpt_sft``.
+
+    Raises EndpointError if the stage has not run.
+    """
+    if not name.startswith("stage:"):
+        return assets.model(name), assets.gguf_of(name)
+    stage = Path(run_folder) / name.removeprefix("stage:")
+    merged = stage / "merged"
+    if not merged.is_dir():
+        raise EndpointError("failed", f"{merged}: missing; run the stage that trains this model first")
+    base = (stage / "base_model.txt").read_text(encoding="utf-8").strip()
+    return merged, assets.gguf_of(base)
+
+
+@contextlib.contextmanager
+def local_server(
+    endpoint: Endpoint, folder: Path, vocabulary: Path | None, log: Path, *, share: int = 1
+) -> Iterator[Address]:
+    """Start a server for a model folder on a free loopback port; yields when it is healthy, and always ends it.
+
+    The process ends with this one, however this one ends. Raises EndpointError with the log's last line and
+    its place if the server does not come up.
+    """
+    port, key = _free_port(), secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
+    command, name = _command(endpoint, folder, vocabulary, port, share)
+    environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        guard = subprocess.Popen(
+            [sys.executable, "-m", "realm.guard", *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    address = Address(f"http://127.0.0.1:{port}/v1", name, key)
+    try:
+        _wait_healthy(guard, address, log)
+        yield address
+    finally:
+        guard.stdin.close()
+        try:
+            guard.wait(15)
+        except subprocess.TimeoutExpired:
+            guard.kill()
+
+
+def _command(endpoint: Endpoint, folder: Path, vocabulary: Path | None, port: int, share: int) -> tuple[list[str], str]:
+    """The engine's command line and the name under which it serves the model."""
+    if endpoint.engine == "llama.cpp":
+        # Beside a model of ours; beside the cached asset otherwise: written once either way.
+        gguf = llama_cpp.export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
+        threads = max(1, (os.cpu_count() or 1) // share)
+        options = {
+            "--model": gguf,
+            "--port": port,
+            "--name": folder.name,
+            "--slots": endpoint.concurrency,
+            "--context-length": endpoint.context_length,
+            "--threads": threads,
+        }
+        words = [str(word) for pair in options.items() for word in pair]
+        return [sys.executable, "-m", "realm.llama_cpp", *words], folder.name
+    if endpoint.engine == "transformers":
+        program = _program("transformers")
+        return [
+            program,
+            "serve",
+            str(folder),
+            "--continuous-batching",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ], str(folder)
+    return [
+        _program("vllm"),
+        "serve",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--served-model-name",
+        folder.name,
+        "--max-model-len",
+        str(endpoint.context_length),
+    ], folder.name
+
+
+def _program(name: str) -> str:
+    """The script beside this interpreter, or on the path."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise EndpointError(
+            "failed", f"engine {name}: the program {name!r} is not installed; pip install 'realm-repro[gpu]'"
+        )
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
+    request = urllib.request.Request(f"{address.base_url}/models", headers={"Authorization": f"Bearer {address.key}"})
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if guard.poll() is not None:
+            raise EndpointError(
+                "unreachable", f"{address.model}: the server ended at start: {_last_line(log)}; see {log}"
+            )
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise EndpointError("unreachable", f"{address.model}: no sign of health in {START_SECONDS} s; see {log}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else "no output"

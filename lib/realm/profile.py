@@ -1,0 +1,246 @@
+"""Profiles: the values by which a laptop run and a cluster run differ. Everything else is the same code.
+
+One YAML file, one block a notebook, plus ``dialogue``, on which all of them agree. A wrong key, type or
+value is refused in one line that names the file, the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PROFILE_FOLDER = Path(__file__).resolve().parents[2] / "profiles"
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; one line naming file, key and allowed values."""
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Dialogue(Block):
+    """How a conversation becomes tokens. Training and serving read the same values.
+
+    ``max_length``: tokens of one training segment (paper: 2048).
+    """
+
+    tokenizer: str
+    template: Literal["chatml", "dyadic"]
+    max_length: int = Field(ge=64)
+
+
+class DataInspection(Block):
+    """Notebook 01. Shares are of sessions; ``max_conversations`` null reads all."""
+
+    source: str
+    max_conversations: int | None = Field(ge=20)
+    valid_share: float = Field(gt=0, lt=0.5)
+    test_share: float = Field(gt=0, lt=0.5)
+
+
+class SFT(Block):
+    """Notebooks 02 and 04. ``max_train_tokens`` null trains on everything, ``epochs`` times.
+
+    ``method``: qlora (NF4 base, LoRA on all linear layers), lora, or full (all weights, as the authors did).
+    ``compute_dtype``: auto takes bfloat16 where the processor computes in it, float32 elsewhere.
+    ``supervise``: whose turns carry the loss.
+    """
+
+    base_model: str
+    supervise: Literal["user", "assistant", "both"]
+    method: Literal["qlora", "lora", "full"]
+    compute_dtype: Literal["auto", "float32", "bfloat16"]
+    lora_rank: int = Field(ge=1)
+    lora_alpha: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"]
+    epochs: int = Field(ge=1)
+    max_train_tokens: int | None = Field(ge=1_000)
+    batch_size: int = Field(ge=1, description="segments per device in one forward pass")
+    accumulation: int = Field(ge=1, description="forward passes per optimizer step")
+    gradient_checkpointing: bool
+    checkpoint_steps: int = Field(ge=1)
+    eval_conversations: int = Field(ge=2)
+    samples_shown: int = Field(ge=1)
+
+
+class Endpoint(Block):
+    """Anything that speaks the OpenAI chat protocol.
+
+    ``engine``: ``llama.cpp``, ``transformers`` or ``vllm`` start a local server for ``model`` (an asset
+    name, a folder, or ``stage:02_usergpt_sft``); ``api`` talks to ``base_url``, where ``model`` is the name
+    that the service knows and ``api_key_env`` the environment variable that holds the key.
+    """
+
+    engine: Literal["llama.cpp", "transformers", "vllm", "api"]
+    model: str
+    base_url: str | None = None
+    api_key_env: str | None = None
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    context_length: int = Field(default=2048, ge=128)
+    concurrency: int = Field(default=8, ge=1)
+    timeout_seconds: float = Field(default=300.0, gt=0)
+    max_retries: int = Field(default=4, ge=0)
+
+    @model_validator(mode="after")
+    def _address_belongs_to_api(self) -> Endpoint:
+        if self.engine == "api" and not self.base_url:
+            raise ValueError("engine api needs base_url, for example https://api.openai.com/v1")
+        if self.engine != "api" and self.base_url:
+            raise ValueError(f"base_url goes with engine api, not {self.engine}")
+        if self.engine != "api" and self.api_key_env:
+            raise ValueError(f"api_key_env goes with engine api, not {self.engine}")
+        return self
+
+
+class Simulation(Block):
+    """Notebook 03. ``free`` and ``seeded`` count conversations; a round is a user turn and its answer."""
+
+    user: Endpoint
+    responder: Endpoint
+    free: int = Field(ge=0)
+    seeded: int = Field(ge=0)
+    seed_source: str = Field(description="`test` for first rounds of the test split, or a conversation file")
+    max_rounds: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Simulation:
+        if self.free + self.seeded == 0:
+            raise ValueError("free and seeded are both 0: nothing to simulate")
+        return self
+
+
+class MTBench(Block):
+    """Notebook 05. ``questions`` are drawn evenly over the 8 categories (80 in all)."""
+
+    questions: int = Field(ge=8, le=80)
+    base: Endpoint
+    realm: Endpoint
+    judge: Endpoint | None
+
+    @model_validator(mode="after")
+    def _even_draw(self) -> MTBench:
+        if self.questions % 8:
+            raise ValueError("questions must be a multiple of 8, the number of categories")
+        return self
+
+
+class SimulatorRealism(Block):
+    """Notebook 06. ``conversations``: human first turns compared, and turns drawn from each simulator."""
+
+    usergpt: Endpoint
+    roleplay: Endpoint
+    embedder: str
+    conversations: int = Field(ge=20)
+    repeats: int = Field(ge=1, description="cross-validation splits of the two-sample test")
+    permutations: int = Field(ge=0, description="label permutations that calibrate it")
+
+
+class Profile(Block):
+    """A whole run."""
+
+    seed: int = Field(ge=0)
+    dialogue: Dialogue
+    data_inspection: DataInspection
+    usergpt_sft: SFT
+    simulation: Simulation
+    realm_sft: SFT
+    mt_bench: MTBench
+    simulator_realism: SimulatorRealism
+
+
+# ---------------------------------------------------------------- loading
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [k.value for k, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} stands twice (line {node.start_mark.line + 1} on)")
+        return super().construct_mapping(node, deep)
+
+
+def profile_path(name: str | Path) -> Path:
+    """``"cpu"`` -> profiles/cpu.yaml; a path stays. Raises ProfileError naming the profiles there are."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PROFILE_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILE_FOLDER.glob("*.yaml")))
+        raise ProfileError(f"{name}: no such profile; there are {known}, or give the path of a YAML file")
+    return path
+
+
+def load_profile(name: str | Path) -> Profile:
+    """Read and validate a profile by name or path.
+
+    Raises ProfileError, one line, naming the file, the key and the allowed values.
+    """
+    path = profile_path(name)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ProfileError(f"{path}: expected keys and values; allowed: {', '.join(Profile.model_fields)}")
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise ProfileError(f"{path}: {_explain(error.errors()[0])}") from None
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One pydantic error as ``key: what is wrong; what is allowed``."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "profile"
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key; allowed: {', '.join(_block_at(location[:-1]).model_fields)}"
+        case "missing":
+            return f"{key}: missing; {_allowed(_block_at(location[:-1]), location[-1])}"
+        case "literal_error":
+            return f"{key}: {error['input']!r} is not allowed; allowed: {error['ctx']['expected']}"
+        case "value_error":
+            return f"{key}: {error['ctx']['error']}"
+        case _:
+            allowed = _allowed(_block_at(location[:-1]), location[-1])
+            return f"{key}: {error['msg'].lower()}, not {error['input']!r}; {allowed}"
+
+
+def _block_at(location: list[str]) -> type[BaseModel]:
+    block: type[BaseModel] = Profile
+    for part in location:
+        inner = block.model_fields[part].annotation
+        block = next(t for t in (inner, *typing.get_args(inner)) if isinstance(t, type) and issubclass(t, BaseModel))
+    return block
+
+
+def _allowed(block: type[BaseModel], key: str) -> str:
+    information = block.model_fields[key]
+    annotation = information.annotation
+    names = [getattr(t, "__name__", str(t)) for t in typing.get_args(annotation)] or [
+        getattr(annotation, "__name__", str(annotation))
+    ]
+    if typing.get_origin(annotation) is Literal:
+        names = [str(v) for v in typing.get_args(annotation)]
+    bounds = [
+        f"{sign} {getattr(m, name)}"
+        for m in information.metadata
+        for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+        if hasattr(m, name)
+    ]
+    names = ["null" if n == "NoneType" else n for n in names]
+    return "allowed: " + " or ".join(names) + (" " + ", ".join(bounds) if bounds else "")

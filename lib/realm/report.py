@@ -1,0 +1,145 @@
+"""The one page a reader opens after a run, and the README's results block: both rendered from metrics files."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from realm.provenance import PUBLISHED, Metric, Metrics, atomic_path, read_json
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REFERENCE_METRICS = REPOSITORY / "figures" / "reference_metrics.json"
+README_BEGIN, README_END = "<!-- results: begin -->", "<!-- results: end -->"
+
+# What the README quotes, in order: metric -> words.
+HEADLINES = {
+    "conversations_read": "complete conversations salvaged from the truncated ShareGPT file",
+    "conversations_train": "training segments after cleaning and splitting",
+    "user_turn_perplexity_before": "perplexity of held-out human turns, base model",
+    "user_turn_perplexity_after": "perplexity of held-out human turns, UserGPT",
+    "user_turn_perplexity_difference": "paired difference, after minus before",
+    "realchat_conversations": "RealChat conversations simulated",
+    "realchat_rounds_mean": "mean rounds a conversation",
+    "assistant_turn_perplexity_before": "perplexity of held-out real answers, base model",
+    "assistant_turn_perplexity_after": "perplexity of held-out real answers, ReaLM",
+    "two_sample_auc_usergpt": "AUC of telling UserGPT's openings from human ones (0.5: cannot)",
+    "two_sample_auc_roleplay": "AUC of telling the role-playing base model's openings from human ones",
+    "two_sample_auc_human_floor": "AUC of telling humans from humans (the floor)",
+    "mt_bench_published_overall": "MT-Bench of ReaLM-7B, GPT-4 judge",
+    "mt_bench_published_turn_1": "MT-Bench of ReaLM-7B, first turns",
+    "mt_bench_published_turn_2": "MT-Bench of ReaLM-7B, second turns",
+    "alpaca_eval_published_win_rate": "AlpacaEval 1 win rate of ReaLM-7B, %",
+}
+
+PAGE = jinja2.Environment(autoescape=True).from_string(
+    (Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8")
+)
+
+
+def write_report(run_folder: Path, profile: str, stages: list[dict[str, Any]]) -> Path:
+    """Write ``report.html`` from metrics, manifests and figures; ``stages``: number, notebook, folder, seconds."""
+    shown = [_stage_view(run_folder, s) for s in stages if (run_folder / s["folder"] / "metrics.json").exists()]
+    with atomic_path(run_folder / "report.html") as temporary:
+        temporary.write_text(PAGE.render(profile=profile, stages=shown), encoding="utf-8")
+    return run_folder / "report.html"
+
+
+def _stage_view(run_folder: Path, stage: dict[str, Any]) -> dict[str, Any]:
+    manifest = read_json(run_folder / stage["folder"] / "manifest.json")
+    figures = sorted((run_folder / "figures").glob(f"{stage['number']}_*.png"))
+    return {
+        **stage,
+        "commit": manifest["commit"][:12],
+        "seed": manifest["seed"],
+        "device": manifest["device"],
+        "metrics": [_metric_view(m) for m in Metrics.load(run_folder / stage["folder"])],
+        "figures": [{"name": f.stem, "data": base64.b64encode(f.read_bytes()).decode()} for f in figures],
+    }
+
+
+def _metric_view(metric: Metric) -> dict[str, str]:
+    return {
+        "name": metric.name,
+        "value": number(metric.value),
+        "interval": interval(metric),
+        "n": "" if metric.n is None else f"{metric.n:,}",
+        "unit": metric.unit,
+        "source": metric.source,
+        "css": "published" if metric.source == PUBLISHED else "",
+    }
+
+
+def number(value: float) -> str:
+    """Whole numbers with separators, others to four significant digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def interval(metric: Metric) -> str:
+    return "" if metric.ci_low is None else f"{number(metric.ci_low)} to {number(metric.ci_high)}"
+
+
+# ---------------------------------------------------------------- the reference run
+
+
+def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
+    """Make a finished run the reference: its figures, its metrics with their manifests, the README's block."""
+    joined = {
+        s["folder"]: {
+            "metrics": read_json(run_folder / s["folder"] / "metrics.json"),
+            "manifest": read_json(run_folder / s["folder"] / "manifest.json"),
+            "seconds": s["seconds"],
+        }
+        for s in stages
+    }
+    for source in sorted((run_folder / "figures").iterdir()):
+        with atomic_path(REFERENCE_METRICS.parent / source.name) as temporary:
+            temporary.write_bytes(source.read_bytes())
+    with atomic_path(REFERENCE_METRICS) as temporary:
+        temporary.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
+    write_readme_block(REPOSITORY / "README.md")
+
+
+def reference_metrics() -> dict[str, Metric]:
+    """All metrics of the committed reference run by name. Raises ArtefactError if there is none."""
+    joined = read_json(REFERENCE_METRICS)
+    return {r["name"]: Metric(**r) for stage in joined.values() for r in stage["metrics"]}
+
+
+def readme_block() -> str:
+    """The README's results table, as Markdown, from the reference run's metrics and nothing else."""
+    metrics = reference_metrics()
+    lines = ["| what | published | this repository, profile `cpu` | n |", "|---|---|---|---|"]
+    for name, words in HEADLINES.items():
+        if name not in metrics:
+            continue
+        metric = metrics[name]
+        text = number(metric.value) + (f" [{interval(metric)}]" if metric.ci_low is not None else "")
+        cells = (text, "") if metric.source == PUBLISHED else ("", text)
+        lines.append(f"| {words} | {cells[0]} | {cells[1]} | {'' if metric.n is None else f'{metric.n:,}'} |")
+    seconds = sum(stage["seconds"] for stage in read_json(REFERENCE_METRICS).values())
+    device = next(iter(read_json(REFERENCE_METRICS).values()))["manifest"]["device"]
+    lines += ["", f"Brackets: 95 % bootstrap intervals. The six notebooks took {seconds / 60:.0f} minutes on {device}."]
+    return "\n".join(lines)
+
+
+def write_readme_block(readme: Path) -> None:
+    """Replace what stands between the two markers. Raises ValueError if the markers are not there."""
+    text = readme.read_text(encoding="utf-8")
+    if README_BEGIN not in text or README_END not in text:
+        raise ValueError(f"{readme}: the markers {README_BEGIN} and {README_END} are missing")
+    head, rest = text.split(README_BEGIN)
+    tail = rest.split(README_END)[1]
+    with atomic_path(readme) as temporary:
+        temporary.write_text(f"{head}{README_BEGIN}\n{readme_block()}\n{README_END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description="Render the README's results block from figures/reference_metrics.json."
+    ).parse_args()
+    write_readme_block(REPOSITORY / "README.md")

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# The whole paper with one command: set up, then the six notebooks in order, then one page to read.
+# The same stages run on a laptop and on a cluster; only the profile's values differ.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'TEXT'
+usage: ./run_all.sh [options]
+  --profile NAME   smoke, cpu (default), gpu, paper, or the path of a YAML file
+  --from NN        start at this stage (01 to 06)
+  --only NN        run this stage alone
+  --force          run stages even if their inputs, profile block and code did not change
+  --dry-run        validate the profile and print the stages: what each reads and writes, what would be skipped
+  --publish        make the finished run the reference: figures/, its metrics, the README's results block
+  --test           set up, then run the test suite
+  -h, --help       this text
+Results land in runs/<profile>/; open runs/<profile>/report.html. REALM_CACHE moves the cache of data and models.
+TEXT
+}
+
+fail() { echo "error: $1" >&2; exit 2; }
+
+PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH="" TEST=""
+FORCE=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --profile) PROFILE="${2:?$1 needs a value}"; shift 2 ;;
+    --from) FROM="${2:?$1 needs a value}"; shift 2 ;;
+    --only) ONLY="${2:?$1 needs a value}"; shift 2 ;;
+    --force) FORCE=(--force); shift ;;
+    --dry-run) DRY_RUN=1; shift ;;
+    --publish) PUBLISH=1; shift ;;
+    --test) TEST=1; shift ;;
+    -h|--help) usage; exit 0 ;;
+    *) fail "$1: unknown option; see ./run_all.sh --help" ;;
+  esac
+done
+for number in "$FROM" ${ONLY:+"$ONLY"}; do
+  [[ "$number" =~ ^0?[1-6]$ ]] || fail "$number: no such stage; allowed: 01 to 06"
+done
+
+# ---- set up: an active environment that satisfies the pins serves as it is; else .venv, made once.
+satisfies() { "$1" lib/realm/pins.py requirements.lock >/dev/null 2>&1; }
+
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && satisfies "$(command -v python)"; then
+  PYTHON="$(command -v python)"
+else
+  PYTHON="$PWD/.venv/bin/python"
+  if ! satisfies "$PYTHON"; then
+    BASE="$(unset VIRTUAL_ENV; command -v python3.11 || command -v python3.12 || command -v python3)" \
+      || fail "no python3 found; install Python 3.11 or 3.12"
+    "$BASE" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+      || fail "$BASE is $("$BASE" -V); install Python 3.11 or 3.12"
+    echo "setting up .venv from requirements.lock (some minutes, once)"
+    "$BASE" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+    satisfies "$PYTHON" || fail "the installed packages do not match requirements.lock: $("$PYTHON" lib/realm/pins.py requirements.lock 2>&1 | tail -n 1)"
+  fi
+fi
+export TOKENIZERS_PARALLELISM=true
+
+if [ -n "$DRY_RUN" ]; then
+  exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run ${ONLY:+--stage "$ONLY"} ${FORCE[@]+"${FORCE[@]}"}
+fi
+"$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --stage 01 >/dev/null  # a broken profile stops here
+"$PYTHON" -m realm.assets --quiet                                   # data and models: fetched once, verified each time
+if [ -n "$TEST" ]; then
+  exec "$PYTHON" -m pytest
+fi
+
+stage() {
+  if [ -n "$ONLY" ]; then [ "$((10#$1))" -eq "$((10#$ONLY))" ] || return 0; fi
+  [ "$((10#$1))" -ge "$((10#$FROM))" ] || return 0
+  "$PYTHON" -m realm.pipeline --profile "$PROFILE" --stage "$1" --report ${FORCE[@]+"${FORCE[@]}"}
+}
+
+stage 01   # data: read the cut-off ShareGPT file, clean it by the paper's steps, split it by session, show the masks
+stage 02   # UserGPT: QLoRA on the human turns; perplexity of held-out human turns before and after
+stage 03   # RealChat: UserGPT talks with a responder, free and seeded, over the OpenAI protocol
+stage 04   # ReaLM: QLoRA on the answers of RealChat; perplexity of held-out real answers before and after
+stage 05   # MT-Bench: base model and ReaLM answer; the paper's figures from the published scores
+stage 06   # realism: UserGPT and a role-playing model beside humans, with the human floor
+if [ -n "$PUBLISH" ]; then
+  "$PYTHON" -m realm.pipeline --profile "$PROFILE" --publish
+fi
