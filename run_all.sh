@@ -15,7 +15,7 @@ usage: ./run_all.sh [options]
   --publish        make the finished run the reference: figures/, its metrics, the README's results block
   --test           set up, then run the test suite
   -h, --help       this text
-Results land in runs/<profile>/; open runs/<profile>/report.html. REALM_CACHE moves the cache of data and models.
+Results land in runs/<profile>/; open runs/<profile>/report.html. REALM_CACHE moves the cache of data and models, REALM_RUNS the results.
 TEXT
 }
 

@@ -60,6 +60,12 @@ class Conversation:
         """The ShareGPT session: ids are ``SESSION_N``, N being the segment."""
         return self.meta.get("session") or split_segment_id(self.id)[0]
 
+    @property
+    def opens_session(self) -> bool:
+        """Whether its first turn is the first of its session, as far as the id tells."""
+        whole, _, part = self.id.partition("/")
+        return split_segment_id(whole)[1] in (0, None) and part in ("", "0") and self.messages[0].role == "user"
+
     def turns(self, role: str) -> list[str]:
         return [m.content for m in self.messages if m.role == role]
 
@@ -334,5 +340,10 @@ def write_sharegpt(path: str | Path, conversations: Iterable[Conversation]) -> i
 
 
 def load_conversations(path: str | Path) -> list[Conversation]:
-    """All conversations of one of our own artefacts; any defect is an error, because we wrote it."""
-    return list(read_conversations(Path(path), strict=True))
+    """All conversations of one of our own artefacts. A record that cannot be used is an error: we wrote it."""
+    report = ReadReport()
+    conversations = list(read_conversations(Path(path), report=report))
+    if report.skipped or report.truncated:
+        reasons = ", ".join(report.skipped) or "cut off"
+        raise ConversationFileError(f"{path}: damaged ({reasons}); delete it and run its stage again")
+    return conversations

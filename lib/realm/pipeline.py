@@ -10,6 +10,7 @@ import ast
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import sys
 import time
@@ -36,6 +37,7 @@ from realm.report import publish, write_report
 LIBRARY = Path(__file__).resolve().parent
 REPOSITORY = LIBRARY.parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
+RUNS_VARIABLE = "REALM_RUNS"
 HASH_WHOLE_BELOW = 100_000_000  # larger files are known by size and time
 
 
@@ -154,7 +156,8 @@ def open_run(number: str, profile: str, run_dir: str | None = None, seed: int | 
 
 
 def run_folder(profile: str) -> Path:
-    return REPOSITORY / "runs" / profile_path(profile).stem
+    """``runs/<profile>`` in the repository, or in ``$REALM_RUNS`` (a scratch disk, say)."""
+    return Path(os.environ.get(RUNS_VARIABLE) or REPOSITORY / "runs").resolve() / profile_path(profile).stem
 
 
 # ---------------------------------------------------------------- what may be skipped

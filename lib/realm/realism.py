@@ -49,11 +49,11 @@ def human_first_turns(conversations: Sequence[Conversation], count: int, seed: i
     Raises ValueError if there are too few sessions.
     """
     openings: dict[str, str] = {}
-    for conversation in conversations:
+    for conversation in filter(lambda c: c.opens_session, conversations):
         openings.setdefault(conversation.session, conversation.messages[0].content)
     sessions = sorted(openings)
     if len(sessions) < count:
-        raise ValueError(f"{count} first turns asked for, the test split has {len(sessions)} sessions")
+        raise ValueError(f"{count} first turns asked for, the test split has {len(sessions)} sessions that show theirs")
     order = np.random.default_rng(seed).permutation(len(sessions))
     return [openings[sessions[i]] for i in order[:count]]
 
