@@ -62,7 +62,7 @@ fi
 export TOKENIZERS_PARALLELISM=true
 
 if [ -n "$DRY_RUN" ]; then
-  exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run ${ONLY:+--stage "$ONLY"} ${FORCE[@]+"${FORCE[@]}"}
+  exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --from "$FROM" ${ONLY:+--stage "$ONLY"} ${FORCE[@]+"${FORCE[@]}"}
 fi
 "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --stage 01 >/dev/null  # a broken profile stops here
 "$PYTHON" -m realm.assets --quiet                                   # data and models: fetched once, verified each time

@@ -1,12 +1,14 @@
 """ReaLM-repro: train the user, let it talk, train the assistant on what was said.
 
 Rooms, lowest floor first; a room imports only from floors below:
-  0  conversation, profile, provenance, intervals
-  1  assets, cleaning, template
-  2  training, endpoint (with llama_cpp, the laptop's server)
-  3  simulation, realism, mt_bench
-  4  paper, figures
-  5  pipeline: the stages in order, what may be skipped, the report
+  0  provenance, profile, intervals, json_stream, pins, guard
+  1  conversation, assets
+  2  cleaning, template, llama_cpp
+  3  training, endpoint
+  4  simulation
+  5  realism, mt_bench
+  6  paper, figures, report
+  7  display, pipeline
 """
 
 __version__ = "0.1.0"

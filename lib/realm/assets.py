@@ -166,18 +166,19 @@ def _damage(folder: Path, target: Path) -> str:
     """Why the cached copy cannot be used, or nothing. Size and time are checked always, content when they differ."""
     try:
         listing = json.loads((folder / "verified.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known_files = {name: (f["size"], f["mtime_ns"], f["sha256"]) for name, f in listing.items()}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return "its list of verified files is missing or broken"
     if not target.exists():
         return f"{target.name} is missing"
-    for relative, known in listing.items():
+    for relative, (size, mtime_ns, sha256) in known_files.items():
         path = folder / relative
         if not path.is_file():
             return f"{relative} is missing"
         status = path.stat()
-        if status.st_size != known["size"]:
-            return f"{relative} has {status.st_size} bytes, not {known['size']}"
-        if status.st_mtime_ns != known["mtime_ns"] and file_sha256(path) != known["sha256"]:
+        if status.st_size != size:
+            return f"{relative} has {status.st_size} bytes, not {size}"
+        if status.st_mtime_ns != mtime_ns and file_sha256(path) != sha256:
             return f"{relative} was changed"
     return ""
 
@@ -234,7 +235,7 @@ def unpack(archive: Path, folder: Path, members: list[str]) -> dict[str, dict]:
             for i in source.infolist()
             if not i.is_dir() and any(i.filename == m or i.filename.startswith(m + "/") for m in members)
         ]
-        absent = [m for m in members if not any(i.filename.startswith(m) for i in chosen)]
+        absent = [m for m in members if not any(i.filename == m or i.filename.startswith(m + "/") for i in chosen)]
         if absent:
             raise AssetError(f"{archive.name}: {absent[0]} is not inside")
         for item in chosen:

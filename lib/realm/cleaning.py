@@ -111,12 +111,23 @@ INTERFACE_RESIDUE = re.compile(r"(?m)^\s*(?:Copy code|\d+ / \d+|Share Prompt)\s*
 PRODUCT_NAMES = re.compile(r"openai|chatgpt|open ai|chat gpt", re.I)
 
 
+# Tags inside code are what the answer is about; tags of blocks part words, tags within a line do not.
+CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.S)
+INLINE = re.compile(r"</?(?:span|strong|em|a|code)\b", re.I)
+
+
+def _plain(text: str) -> str:
+    """Markup becomes nothing or a line break, code between backticks stays."""
+    parts = CODE.split(text)
+    parts[::2] = [HTML_TAG.sub(lambda t: "" if INLINE.match(t.group()) else "\n", part) for part in parts[::2]]
+    changed = "".join(parts)
+    return INTERFACE_RESIDUE.sub("", changed).strip() if changed != text or INTERFACE_RESIDUE.search(text) else text
+
+
 def without_interface_residue(conversation: Conversation) -> Outcome:
     """HTML tags and buttons' captions leave answers; what a human typed stays as it is."""
     messages = tuple(
-        replace(m, content=INTERFACE_RESIDUE.sub("", HTML_TAG.sub("", m.content)).strip() or m.content)
-        if m.role == "assistant"
-        else m
+        replace(m, content=_plain(m.content) or m.content) if m.role == "assistant" else m
         for m in conversation.messages
     )
     if messages == conversation.messages:
@@ -142,7 +153,7 @@ def ascii_or_translation(conversation: Conversation) -> Outcome:
 
 def no_reserved_tokens(reserved: Sequence[str]) -> Callable[[Conversation], Outcome]:
     """Text that spells a token of the template would be read as that token, in training and in serving."""
-    pattern = re.compile("|".join(re.escape(token) for token in reserved))
+    pattern = re.compile("|".join(re.escape(token) for token in reserved) or r"(?!)")
 
     def rule(conversation: Conversation) -> Outcome:
         if any(pattern.search(m.content) for m in conversation.messages):

@@ -204,8 +204,18 @@ def _digest(value: Any, number: int, report: ReadReport) -> tuple[Conversation |
         messages.append(message)
     identifier = value.get("id")
     identifier = str(identifier) if identifier not in (None, "") else f"record-{number}"
+    if not _is_unicode(identifier):
+        return None, ["id is no text"]
     meta = value.get("meta") if isinstance(value.get("meta"), dict) else {}
     return Conversation(identifier, tuple(messages), meta), _structure_defects(messages)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _digest_turn(turn: Any, report: ReadReport) -> tuple[Message | None, str]:
@@ -253,8 +263,11 @@ def _open_records(source: str | Path, report: ReadReport, progress: bool) -> Ite
         raise ConversationFileError(f"{source}: no such file; give a conversation file or a Hub data set name")
     if path.is_dir():
         raise ConversationFileError(f"{source}: is a folder; give the conversation file inside it")
-    with path.open("rb") as handle:
-        magic = handle.read(4)
+    try:
+        with path.open("rb") as handle:
+            magic = handle.read(4)
+    except OSError as error:
+        raise ConversationFileError(f"{path}: cannot be read ({error.strerror})") from error
     if magic == b"PAR1":
         report.layout = "Parquet"
         return _parquet_records(path)
@@ -342,6 +355,8 @@ def write_sharegpt(path: str | Path, conversations: Iterable[Conversation]) -> i
 def load_conversations(path: str | Path) -> list[Conversation]:
     """All conversations of one of our own artefacts. A record that cannot be used is an error: we wrote it."""
     report = ReadReport()
+    if Path(path).is_file() and not Path(path).stat().st_size:
+        return []
     conversations = list(read_conversations(Path(path), report=report))
     if report.skipped or report.truncated:
         reasons = ", ".join(report.skipped) or "cut off"

@@ -17,10 +17,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 from tqdm import tqdm
@@ -28,8 +28,9 @@ from tqdm import tqdm
 from realm import assets, llama_cpp
 from realm.conversation import Message
 from realm.profile import Endpoint
-from realm.provenance import redact
+from realm.provenance import redact, register_secret
 
+T = TypeVar("T")
 START_SECONDS = 300
 ENGINES_WITH_KEYS = ("llama.cpp", "vllm")
 
@@ -65,6 +66,16 @@ class Reply:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order. The first error ends the others and is raised by itself, not wrapped in a group."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(c) for c in coroutines]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [t.result() for t in tasks]
 
 
 # ---------------------------------------------------------------- client
@@ -117,15 +128,15 @@ class Client:
                 )
             except openai.OpenAIError as error:
                 raise self._explain(error) from None
-        if not answer.choices or answer.choices[0].message.content is None:
+        try:
+            choice, usage = answer.choices[0], answer.usage
+            text = choice.message.content
+        except (AttributeError, IndexError, TypeError):  # the package checks the shape of nothing
+            text = None
+        if not isinstance(text, str):
             raise EndpointError("failed", f"{self._name}: sent an answer without text")
-        usage = answer.usage
-        return Reply(
-            answer.choices[0].message.content,
-            answer.choices[0].finish_reason or "",
-            usage.prompt_tokens if usage else 0,
-            usage.completion_tokens if usage else 0,
-        )
+        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return Reply(text, choice.finish_reason or "", *counts)
 
     async def complete_all(
         self, requests: Sequence[tuple[Sequence[Message], int]], desc: str, **options: Any
@@ -139,9 +150,7 @@ class Client:
             return reply
 
         with bar:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(m, s)) for m, s in requests]
-        return [t.result() for t in tasks]
+            return await together(one(m, s) for m, s in requests)
 
     async def close(self) -> None:
         await self._openai.close()
@@ -157,7 +166,7 @@ class Client:
             fix = "start it, or correct base_url in the profile"
             return EndpointError("unreachable", f"{self._name}: nothing answers there; {fix}")
         status = getattr(error, "status_code", None)
-        text = " ".join(str(error).split())[:300]
+        text = redact(" ".join(str(error).split()))[:300]
         if status in (401, 403):
             key = self.endpoint.api_key_env or "no api_key_env is set in the profile"
             return EndpointError("refused", f"{self._name}: the key is refused ({status}); check {key}")
@@ -200,6 +209,7 @@ def _key_from(variable: str | None) -> str:
         return ""
     if not os.environ.get(variable):
         raise EndpointError("refused", f"environment variable {variable} is not set; the profile says the key is there")
+    register_secret(os.environ[variable])
     return os.environ[variable]
 
 

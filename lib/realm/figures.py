@@ -65,7 +65,7 @@ def funnel(ours: pd.DataFrame, published: pd.DataFrame) -> tuple[Figure, pd.Data
         axes.set_xlim(0, 115)
         axes.set_xlabel("sessions left, % of those read (bar labels: sessions)")
         axes.set_title("Cleaning ShareGPT by the paper's steps")
-        axes.legend(loc="lower right")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure, table
 
 
@@ -91,6 +91,7 @@ def distributions(
             axis.set_ylabel("share, %")
             if log:
                 axis.set_xscale("log")
+                axis.xaxis.set_major_formatter("{x:g}")
             axis.legend(fontsize=8)
         figure.suptitle(title)
     return figure, pd.DataFrame(rows)

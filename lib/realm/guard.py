@@ -6,6 +6,8 @@ done or was killed, the command is ended. Imports nothing heavy: it starts in a 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -17,15 +19,20 @@ GRACE_SECONDS = 5
 def main(command: list[str]) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
+    def signal_group(number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)  # the child leads a session, so its workers are in its group
+
     def end_child(*_: object) -> None:
-        child.terminate()
-        try:
-            child.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
+        signal_group(signal.SIGTERM)
+        killer = threading.Timer(GRACE_SECONDS, signal_group, [signal.SIGKILL])
+        killer.daemon = True
+        killer.start()
 
     def wait_for_parent() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin, whose lock this thread would still hold when the interpreter ends.
+        while os.read(0, 4096):
+            pass
         end_child()
 
     # An interrupt at the terminal is for the notebook, which closes our input when it has saved its work.

@@ -48,6 +48,8 @@ class JsonStream:
         Raises JsonStreamError if the stream is neither an array nor JSON lines, or a value is over 64 MB.
         """
         self._read_more()
+        while not self._text and not self._at_end:
+            self._read_more()  # the first bytes may be part of a character
         if self._text.startswith("\ufeff"):
             self._move(1)
         self._skip(SPACE)
@@ -71,6 +73,8 @@ class JsonStream:
                 self._cut_off()
                 return
             if self._text[self._position] == "]":
+                self._move(self._position + 1)
+                self._count_the_rest()
                 return
             start = self._offset
             found, value = self._next_value()
@@ -78,6 +82,15 @@ class JsonStream:
                 self._cut_off()
                 return
             yield start, value
+
+    def _count_the_rest(self) -> None:
+        """What follows the array's end is no part of it."""
+        self._skip(SPACE)
+        start = self._offset
+        while self._position < len(self._text):
+            self._move(len(self._text))
+            self._skip(SPACE)
+        self.lost_bytes = self._offset - start
 
     def _lines(self) -> Iterator[tuple[int, Any]]:
         while True:
@@ -89,7 +102,7 @@ class JsonStream:
             self._move(end)
             try:
                 value = json.loads(line, strict=False)
-            except ValueError:
+            except (ValueError, RecursionError):
                 if self._at_end and end == len(self._text):
                     self.truncated, self.lost_bytes = True, self._offset - start
                     return
@@ -106,18 +119,21 @@ class JsonStream:
         while True:
             try:
                 value, end = self._scan(self._text, self._position)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 if not self._may_be_short(error):
                     return self._resynchronize()
                 if self._at_end:
                     return False, None
                 self._read_more()
             else:
+                if end == len(self._text) and not self._at_end and not isinstance(value, (dict, list, str)):
+                    self._read_more()  # a number may go on
+                    continue
                 self._move(end)
                 return True, value
 
     def _may_be_short(self, error: Exception) -> bool:
-        if isinstance(error, RecursionError):
+        if not isinstance(error, json.JSONDecodeError):
             return False
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - TAIL_CHARS
 
@@ -134,7 +150,7 @@ class JsonStream:
                 continue
             try:
                 value, _ = self._scan(self._text, candidate)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 if self._may_be_short(error) and not self._at_end:
                     candidate -= self._position
                     self._read_more()
@@ -154,7 +170,8 @@ class JsonStream:
         if len(self._text) > MAX_VALUE_CHARS:
             raise JsonStreamError(f"holds a value over {MAX_VALUE_CHARS // 1_000_000} MB at byte {self._offset}")
         try:
-            data = self._stream.read(max(CHUNK_BYTES, len(self._text)))
+            # read1 gives what is there: a compressed stream that breaks off later has then lost nothing.
+            data = getattr(self._stream, "read1", self._stream.read)(max(CHUNK_BYTES, len(self._text)))
         except Exception as error:  # gzip, zlib and zstd each have their own
             if not self.bytes_read:
                 raise JsonStreamError(f"cannot be decompressed ({error})") from error

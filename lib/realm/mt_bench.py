@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from realm import assets
 from realm.conversation import Message
-from realm.endpoint import Client
+from realm.endpoint import Client, together
 from realm.intervals import bootstrap
 from realm.provenance import Metrics, atomic_path, redact
 from realm.simulation import turn_seed
@@ -89,32 +90,28 @@ async def answer(
     Questions answered there before by the same model are not asked again. Raises EndpointError.
     """
     known = {r["question_id"]: r for r in read_answers(path) if r["model_id"] == model_id} if path.exists() else {}
-    open_questions = [q for q in questions if q.id not in known]
-    system = Message("system", ASSISTANT_SYSTEM_PROMPT)
-    said = {q.id: [system] for q in open_questions}
-    for turn in (0, 1):
-        # Categories differ in temperature, so each is a batch of its own.
-        for q in open_questions:
-            said[q.id].append(Message("user", q.turns[turn]))
-        for temperature in sorted(set(TEMPERATURES.values())):
-            batch = [q for q in open_questions if TEMPERATURES[q.category] == temperature]
-            requests = [(said[q.id], turn_seed(f"mt-bench-{q.id}", turn, seed)) for q in batch]
-            desc = f"{model_id} turn {turn + 1} at temperature {temperature:g}"
-            replies = await client.complete_all(requests, desc, temperature=temperature) if batch else []
-            for q, reply in zip(batch, replies, strict=True):
-                said[q.id].append(Message("assistant", reply.text.strip()))
-    for q in open_questions:
-        turns = [m.content for m in said[q.id] if m.role == "assistant"]
+    bar = tqdm(total=len(questions), initial=len(known), desc=f"answers of {model_id}", unit="question")
+
+    async def one(q: Question) -> None:
+        said = [Message("system", ASSISTANT_SYSTEM_PROMPT)]
+        for turn in (0, 1):
+            said.append(Message("user", q.turns[turn]))
+            seed_of_turn = turn_seed(f"mt-bench-{q.id}", turn, seed)
+            reply = await client.complete(said, seed_of_turn, temperature=TEMPERATURES[q.category])
+            said.append(Message("assistant", reply.text.strip()))
         known[q.id] = {
             "question_id": q.id,
             "answer_id": f"{model_id}-{q.id}",
             "model_id": model_id,
-            "choices": [{"index": 0, "turns": turns}],
+            "choices": [{"index": 0, "turns": [m.content for m in said if m.role == "assistant"]}],
             "tstamp": time.time(),
         }
-    records = [known[q.id] for q in questions]
-    _write_json_lines(path, records)
-    return records
+        _write_json_lines(path, [known[i] for i in sorted(known)])  # an interrupted run keeps what is answered
+        bar.update()
+
+    with bar:
+        await together(one(q) for q in questions if q.id not in known)
+    return [known[q.id] for q in questions]
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
@@ -230,10 +227,11 @@ def judged_metrics(
         return pd.DataFrame()
     table = scores_table(scores, seed)
     for row in table.itertuples():
+        ci = None if row.ci_low != row.ci_low else (row.ci_low, row.ci_high)  # one question has no interval
         metrics.add(
             f"mt_bench_{row.group.replace(' ', '_')}_{model_id}",
             row.score,
-            ci=(row.ci_low, row.ci_high),
+            ci=ci,
             n=row.n,
             unit=f"score 1 to 10 by {judge_name}, not comparable with published scores",
         )

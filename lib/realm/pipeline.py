@@ -29,6 +29,8 @@ from realm.provenance import (
     manifest,
     read_json,
     redact,
+    redacted,
+    register_secret,
     text_sha256,
     write_json,
 )
@@ -201,6 +203,9 @@ def code_hash(notebook: Path) -> str:
         # Stages do not change because the way they are run or reported does.
         if room not in rooms and room not in ("pipeline", "report"):
             rooms[room] = (LIBRARY / f"{room}.py").read_text(encoding="utf-8")
+            if room == "paper":  # its numbers stand beside it
+                for path in sorted((LIBRARY / "published").iterdir()):
+                    rooms[f"published/{path.name}"] = path.read_text(encoding="utf-8")
             waiting |= _rooms_imported(rooms[room])
     return text_sha256(source + "".join(rooms[r] for r in sorted(rooms)))
 
@@ -263,6 +268,7 @@ def run_stage(stage: Stage, profile_name: str, folder: Path, *, force: bool = Fa
 
 def _execute(source: Path, target: Path, parameters: dict[str, Any], stage: Stage) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     try:
@@ -271,26 +277,41 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], stage: Stag
             target,
             parameters=parameters,
             kernel_name="python3",
-            cwd=str(NOTEBOOKS),
+            cwd=str(Path.cwd()),  # relative paths in a profile mean what they mean to the caller
             progress_bar={"desc": stage.notebook, "unit": "cell"},
             request_save_on_cell_execute=True,
-            stderr_file=sys.stderr,
+            stderr_file=_RedactedErrors(),
             log_output=False,
         )
     except PapermillExecutionError as error:
         reason = " ".join(redact(str(error.evalue)).split())[:600]
         raise StageFailed(
             f"stage {stage.number} ({stage.notebook}) failed in cell {error.cell_index + 1}: "
-            f"{error.ename}: {reason}\n  open {target}, mend it, and call again: it starts at this stage"
+            f"{error.ename}: {reason}; "
+            f"open {target}, mend it, and call again: it starts at this stage"
         ) from None
+    except DeadKernelError:
+        raise StageFailed(
+            f"stage {stage.number} ({stage.notebook}) failed: its kernel died, for want of memory perhaps; "
+            f"open {target} to see how far it came, and call again: it starts at this stage"
+        ) from None
+
+
+class _RedactedErrors:
+    """Standard error for what notebooks write there: bars and warnings, without keys."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(redact(text))
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _scrub(notebook: Path) -> None:
     """No key stays in an executed notebook, whatever printed it."""
-    text = notebook.read_text(encoding="utf-8")
-    if (clean := redact(text)) != text:
-        with atomic_path(notebook) as temporary:
-            temporary.write_text(clean, encoding="utf-8")
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    if (clean := redacted(content)) != content:
+        write_json(notebook, clean)
 
 
 def _to_html(notebook: Path) -> None:
@@ -339,6 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m realm.pipeline", description="Run or describe stages.")
     parser.add_argument("--profile", default="cpu", help="a name in profiles/, or the path of a YAML file")
     parser.add_argument("--stage", help="01 to 06")
+    parser.add_argument("--from", dest="first", default="01", help="with --dry-run: describe from this stage on")
     parser.add_argument("--force", action="store_true", help="run it even if nothing changed")
     parser.add_argument("--dry-run", action="store_true", help="validate and describe, run nothing")
     parser.add_argument("--report", action="store_true", help="write report.html of the run folder")
@@ -358,8 +380,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _dispatch(given: argparse.Namespace) -> int:
     profile, folder = load_profile(given.profile), run_folder(given.profile)
+    for endpoint in profile.endpoints():
+        register_secret(os.environ.get(endpoint.api_key_env or ""))
     if given.dry_run:
-        for stage in [stage_by_number(given.stage)] if given.stage else STAGES:
+        first = stage_by_number(given.first).number
+        for stage in [stage_by_number(given.stage)] if given.stage else [s for s in STAGES if s.number >= first]:
             print(describe(stage, profile, folder, given.force))
         return 0
     with run_lock(folder):

@@ -158,6 +158,10 @@ class Profile(Block):
     mt_bench: MTBench
     simulator_realism: SimulatorRealism
 
+    def endpoints(self) -> list[Endpoint]:
+        blocks = (self.simulation, self.mt_bench, self.simulator_realism)
+        return [v for block in blocks for _, v in block if isinstance(v, Endpoint)]
+
 
 # ---------------------------------------------------------------- loading
 
@@ -207,6 +211,8 @@ def _explain(error: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "profile"
     match error["type"]:
+        case "invalid_key":
+            return f"{key}: unknown key; allowed: {', '.join(_block_at(location[:-1]).model_fields)}"
         case "extra_forbidden":
             return f"{key}: unknown key; allowed: {', '.join(_block_at(location[:-1]).model_fields)}"
         case "missing":

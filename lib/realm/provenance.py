@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -51,7 +52,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or str(error.filename or path) not in (str(path), str(temporary)):
             raise
         raise ArtefactError(f"{path}: cannot write ({error.strerror}); check permissions and space") from error
     finally:
@@ -61,7 +62,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, keys in the order given, without secrets."""
     with atomic_path(path) as temporary:
-        temporary.write_text(redact(json.dumps(value, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(redacted(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def redacted(value: Any) -> Any:
+    """Strings redacted before they are serialized: escaping would hide a secret, numbers are no text."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redacted(k): redacted(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted(v) for v in value]
+    return value
 
 
 def read_json(path: str | Path) -> Any:
@@ -86,10 +98,19 @@ def text_sha256(text: str) -> str:
 # ---------------------------------------------------------------- secrets
 
 
+_REGISTERED: set[str] = set()
+
+
+def register_secret(value: str | None) -> None:
+    """Have ``value`` redacted too: a key from a variable whose name does not show that it holds one."""
+    if value:
+        _REGISTERED.add(value)
+
+
 def secrets() -> list[str]:
-    """Values of environment variables that hold keys, longest first."""
+    """Values of environment variables that hold keys, and registered ones, longest first."""
     values = {v for k, v in os.environ.items() if k.upper().endswith(SECRET_SUFFIXES) and len(v) >= 6}
-    return sorted(values, key=len, reverse=True)
+    return sorted(values | _REGISTERED, key=len, reverse=True)
 
 
 def redact(text: str) -> str:
@@ -132,6 +153,8 @@ class Metrics:
         if isinstance(value, bool) or value != value or value in (float("inf"), float("-inf")):
             raise ValueError(f"metric {name} has no finite value: {value}")
         number = int(value) if float(value).is_integer() and not isinstance(value, float) else float(value)
+        if ci is not None and not all(math.isfinite(limit) for limit in ci):
+            raise ValueError(f"metric {name} has an interval that is not finite: {ci}")
         low, high = (float(ci[0]), float(ci[1])) if ci is not None else (None, None)
         self._records[name] = Metric(name, number, low, high, **fields)
         return self._records[name]

@@ -89,8 +89,11 @@ def length_distance(one: Sequence[str], other: Sequence[str], seed: int) -> Meas
     a, b = np.array([words(t) for t in one], float), np.array([words(t) for t in other], float)
     rng = np.random.default_rng(seed)
     draws = [stats.wasserstein_distance(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(1_000)]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Measure(stats.wasserstein_distance(a, b), low, high, len(a))
+    value = stats.wasserstein_distance(a, b)
+    # Resampling both sides adds a distance of its own; the draws are moved back by that, and none is negative.
+    centred = np.maximum(0, np.array(draws) - (np.mean(draws) - value))
+    low, high = np.percentile(centred, [2.5, 97.5])
+    return Measure(value, min(low, value), max(high, value), len(a))
 
 
 def mean_words(texts: Sequence[str], seed: int) -> Measure:

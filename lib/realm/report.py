@@ -93,6 +93,7 @@ def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
             "metrics": read_json(run_folder / s["folder"] / "metrics.json"),
             "manifest": read_json(run_folder / s["folder"] / "manifest.json"),
             "seconds": s["seconds"],
+            "profile": run_folder.name,
         }
         for s in stages
     }
@@ -112,8 +113,8 @@ def reference_metrics() -> dict[str, Metric]:
 
 def readme_block() -> str:
     """The README's results table, as Markdown, from the reference run's metrics and nothing else."""
-    metrics = reference_metrics()
-    lines = ["| what | published | this repository, profile `cpu` | n |", "|---|---|---|---|"]
+    metrics, stages = reference_metrics(), list(read_json(REFERENCE_METRICS).values())
+    lines = [f"| what | published | this repository, profile `{stages[0]['profile']}` | n |", "|---|---|---|---|"]
     for name, words in HEADLINES.items():
         if name not in metrics:
             continue
@@ -121,8 +122,8 @@ def readme_block() -> str:
         text = number(metric.value) + (f" [{interval(metric)}]" if metric.ci_low is not None else "")
         cells = (text, "") if metric.source == PUBLISHED else ("", text)
         lines.append(f"| {words} | {cells[0]} | {cells[1]} | {'' if metric.n is None else f'{metric.n:,}'} |")
-    seconds = sum(stage["seconds"] for stage in read_json(REFERENCE_METRICS).values())
-    device = next(iter(read_json(REFERENCE_METRICS).values()))["manifest"]["device"]
+    seconds = sum(stage["seconds"] for stage in stages)
+    device = stages[0]["manifest"]["device"]
     lines += ["", f"Brackets: 95 % bootstrap intervals. The six notebooks took {seconds / 60:.0f} minutes on {device}."]
     return "\n".join(lines)
 

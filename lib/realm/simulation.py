@@ -7,7 +7,6 @@ the sampler derive from the conversation's id and turn, so order, concurrency an
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from collections import Counter
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from realm.cleaning import unit_hash
 from realm.conversation import Conversation, Message
-from realm.endpoint import Client, EndpointError
+from realm.endpoint import Client, EndpointError, together
 from realm.provenance import text_sha256
 from realm.template import USER_SYSTEM_PROMPT, ChatFormat
 
@@ -181,14 +180,10 @@ class Simulation:
         bar = tqdm(total=len(starts), initial=len(starts) - len(waiting), desc="conversations", unit="conv")
         with bar:
             try:
-                async with asyncio.TaskGroup() as group:
-                    for start in waiting:
-                        group.create_task(self._hold(start, bar))
-            except* EndpointError as errors:
-                first = errors.exceptions[0]
-                raise SimulationError(
-                    f"{first}. {self.journal.count_turns()} turns are kept; run again to go on"
-                ) from None
+                await together(self._hold(start, bar) for start in waiting)
+            except EndpointError as error:
+                kept = self.journal.count_turns()
+                raise SimulationError(f"{error}. {kept} turns are kept; run again to go on") from None
         ended = self.journal.ended()
         return [self._export(start, ended[start.id]) for start in sorted(starts, key=lambda s: s.id)]
 
@@ -228,7 +223,10 @@ class Simulation:
             if error.kind == "failed" and role == "assistant":
                 return EndReason.RESPONDER_FAILED
             raise
-        message = Message(role, reply.text.strip())
+        text = reply.text
+        for token in self.format.reserved:  # spelled by the model as plain text, it would break the template
+            text = text.replace(token, "")
+        message = Message(role, text.strip())
         if not message.content:
             return EndReason.EMPTY_TURN if role == "user" else EndReason.RESPONDER_FAILED
         if role == "user" and message in said:

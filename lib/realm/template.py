@@ -66,6 +66,8 @@ class ChatFormat:
             text = ""
         parts, spans, position = [text], [], len(text)
         for message in messages:
+            if any(token in message.content for token in self.reserved):
+                raise TemplateError("content holds a reserved token; see cleaning.no_reserved_tokens")
             header, end = self.headers[message.role], self.ends[message.role]
             start = position + len(header)
             stop = start + len(message.content) + len(end)
@@ -127,7 +129,7 @@ def chat_format(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     else:
         raise TemplateError(f"{name}: unknown template; allowed: chatml, dyadic")
     for token in chosen.reserved:
-        if len(tokenizer(token, add_special_tokens=False).input_ids) != 1:
+        if tokenizer.convert_ids_to_tokens(tokenizer(token, add_special_tokens=False).input_ids) != [token]:
             raise TemplateError(
                 f"template {name}: {token!r} is not one token of this tokenizer; choose the other template"
             )

@@ -7,6 +7,7 @@ head is applied there alone, and tokens after the last supervised one are cut. N
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import shutil
@@ -31,6 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
@@ -171,7 +173,7 @@ class _Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        return {"input_ids": row.input_ids, "labels": row.labels, "id": row.id, "length": len(row.input_ids)}
+        return {"input_ids": row.input_ids, "labels": row.labels, "id": row.id}
 
 
 def collate(features: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
@@ -214,8 +216,29 @@ def supervised_nll(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tu
     return loss, kept.nonzero()[:, 0]
 
 
+class _LengthGrouped(torch.utils.data.Sampler):
+    """Rows of like length together. The order depends on seed and epoch alone, so a resumed run sees the same."""
+
+    def __init__(self, lengths: list[int], batch: int, seed: int):
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+
+
 class _SupervisedTrainer(Trainer):
     """transformers' Trainer with the loss above; batching, precision, devices, checkpoints stay its own."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(r.input_ids) for r in self.train_dataset.rows]
+        return _LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         ids = inputs.pop("ids")
@@ -271,7 +294,8 @@ def train(
     """
     folder = Path(folder)
     checkpoints = folder / "checkpoints"
-    _drop_foreign_checkpoints(checkpoints, {"config": config.model_dump(), "seed": seed, "rows": len(rows)})
+    content = hashlib.sha256(b"".join(r.input_ids.tobytes() + r.labels.tobytes() for r in rows)).hexdigest()
+    _drop_foreign_checkpoints(checkpoints, {"config": config.model_dump(), "seed": seed, "rows": content})
     dtype = compute_dtype(config.compute_dtype)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -283,9 +307,7 @@ def train(
         warmup_steps=config.warmup_ratio,
         lr_scheduler_type=config.schedule,
         bf16=dtype == torch.bfloat16 and config.method == "full",
-        gradient_checkpointing=config.gradient_checkpointing,
-        train_sampling_strategy="group_by_length",
-        length_column_name="length",
+        activation_checkpointing=config.gradient_checkpointing,
         logging_steps=1,
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
@@ -306,9 +328,17 @@ def train(
         callbacks=[_Progress(folder / "train_log.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
     model.eval()
     return [r for r in trainer.state.log_history if "loss" in r]
+
+
+def _last_whole_checkpoint(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end; what the Trainer writes last is its state."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder / "trainer_state.json").is_file():
+            shutil.rmtree(folder)
+    return get_last_checkpoint(str(checkpoints))
 
 
 def _drop_foreign_checkpoints(checkpoints: Path, identity: dict[str, Any]) -> None:

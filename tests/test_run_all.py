@@ -1,0 +1,120 @@
+"""The shell entry: what it says and how it ends. Nothing is installed and no stage is run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from realm import pins
+from realm.pipeline import REPOSITORY, STAGES
+
+# Without a fitting environment the script would build one, which is no matter for a test.
+FITTING = pytest.mark.skipif(
+    bool(pins.differences(pins.read_lock(REPOSITORY / "requirements.lock"))),
+    reason="this environment does not satisfy requirements.lock",
+)
+
+
+def run_all(*arguments, cwd=REPOSITORY, **variables):
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{scripts}:{os.environ['PATH']}", **variables}
+    return subprocess.run(
+        [REPOSITORY / "run_all.sh", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_lists_every_option(option):
+    done = run_all(option)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: ./run_all.sh")
+    for name in ("--profile", "--from", "--only", "--force", "--dry-run", "--publish", "--test"):
+        assert name in done.stdout
+    assert "REALM_CACHE" in done.stdout and "REALM_RUNS" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prfile", "cpu"], "error: --prfile: unknown option; see ./run_all.sh --help"),
+        (["cpu"], "error: cpu: unknown option; see ./run_all.sh --help"),
+        (["--only", "7"], "error: 7: no such stage; allowed: 01 to 06"),
+        (["--from", "00"], "error: 00: no such stage; allowed: 01 to 06"),
+        (["--only", "two"], "error: two: no such stage; allowed: 01 to 06"),
+        (["--from", "1-6"], "error: 1-6: no such stage; allowed: 01 to 06"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, message):
+    done = run_all(*arguments)
+    assert done.returncode == 2
+    assert done.stderr == message + "\n"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("option", ["--profile", "--from", "--only"])
+def test_an_option_without_its_value(option):
+    done = run_all(option)
+    assert done.returncode != 0
+    assert f"{option} needs a value" in done.stderr
+
+
+@FITTING
+def test_an_unknown_profile_is_one_line_with_those_there_are(tmp_path):
+    done = run_all("--profile", "laptop", REALM_RUNS=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: laptop: no such profile; there are cpu, gpu, paper, smoke")
+    assert done.stderr.count("\n") == 1
+
+
+@FITTING
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
+def test_a_dry_run_prints_the_six_stages_and_writes_nothing(profile, tmp_path):
+    done = run_all("--dry-run", "--profile", profile, REALM_RUNS=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    heads = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert heads == [f"{s.number} {s.notebook}: would run" for s in STAGES]
+    assert "setting up" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@FITTING
+def test_the_default_profile_is_cpu(tmp_path):
+    default, named = run_all("--dry-run", REALM_RUNS=str(tmp_path)), run_all("--dry-run", "--profile", "cpu")
+    assert "max_train_tokens" in default.stdout
+    assert default.stdout.count("values") == named.stdout.count("values") == 6
+    values = lambda text: [line for line in text.splitlines() if "values" in line]  # noqa: E731
+    assert values(default.stdout) == values(named.stdout)
+
+
+@FITTING
+def test_a_dry_run_of_one_stage(tmp_path):
+    done = run_all("--dry-run", "--profile", "smoke", "--only", "3", REALM_RUNS=str(tmp_path))
+    assert done.returncode == 0
+    assert done.stdout.startswith("03 03_simulation: would run")
+    assert done.stdout.count("would run") == 1
+
+
+@FITTING
+@pytest.mark.xfail(strict=True, reason="--dry-run knows --only, but not --from")
+def test_a_dry_run_from_a_stage_on(tmp_path):
+    done = run_all("--dry-run", "--profile", "smoke", "--from", "04", REALM_RUNS=str(tmp_path))
+    assert done.stdout.startswith("04 04_realm_sft")
+
+
+@FITTING
+def test_it_may_be_called_from_anywhere(tmp_path):
+    done = run_all("--dry-run", "--profile", "smoke", cwd=tmp_path, REALM_RUNS=str(tmp_path))
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@FITTING
+def test_a_broken_profile_stops_before_anything_is_fetched(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text((REPOSITORY / "profiles" / "smoke.yaml").read_text().replace("max_length: 256", "max_length: 1"))
+    done = run_all("--profile", str(broken), REALM_RUNS=str(tmp_path / "runs"), REALM_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert "dialogue.max_length" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml"]

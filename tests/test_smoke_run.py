@@ -1,0 +1,137 @@
+"""The smoke profile end to end, on the real assets: some minutes on two cores."""
+
+import contextlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from realm.pipeline import STAGES, main
+from realm.provenance import Metrics
+
+KEY = "sk-not-a-real-key-0123456789"
+NUMBERS_EVERY_RUN_HAS = (
+    "conversations_read",
+    "conversations_salvage_lost",
+    "user_turn_perplexity_before",
+    "user_turn_perplexity_after",
+    "realchat_conversations",
+    "realchat_rounds_mean",
+    "assistant_turn_perplexity_before",
+    "assistant_turn_perplexity_after",
+    "mt_bench_published_overall",
+    "two_sample_auc_usergpt",
+    "two_sample_auc_roleplay",
+    "two_sample_auc_human_floor",
+)
+
+
+@dataclass
+class Smoke:
+    folder: Path
+    printed: dict[str, str]
+    metrics: dict
+
+
+def run_stage(number):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = main(["--profile", "smoke", "--stage", number, "--report"])
+    assert code == 0, output.getvalue()
+    return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """All six stages, with a key in the environment that nothing needs."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REALM_RUNS", str(runs))
+        patch.setenv("OPENAI_API_KEY", KEY)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        printed = {stage.number: run_stage(stage.number) for stage in STAGES}
+        folder = runs / "smoke"
+        metrics = {m.name: m for stage in STAGES for m in Metrics.load(folder / stage.folder)}
+        yield Smoke(folder, printed, metrics)
+
+
+def test_every_stage_ran_and_left_its_artefacts(smoke):
+    for stage in STAGES:
+        assert f"{stage.number} {stage.notebook}" in smoke.printed[stage.number]
+        assert "skipped" not in smoke.printed[stage.number]
+        for name in (*stage.writes, "metrics.json", "manifest.json", "done.json"):
+            assert (smoke.folder / stage.folder / name).exists(), f"{stage.folder}/{name}"
+        for suffix in (".ipynb", ".html"):
+            assert (smoke.folder / "notebooks" / stage.notebook).with_suffix(suffix).stat().st_size > 10_000
+
+
+def test_every_promised_number_is_there(smoke):
+    assert [name for name in NUMBERS_EVERY_RUN_HAS if name not in smoke.metrics] == []
+
+
+def test_the_numbers_that_do_not_depend_on_the_machine(smoke):
+    assert smoke.metrics["conversations_read"].value == 17_671
+    assert smoke.metrics["conversations_salvage_lost"].value == 1
+    assert smoke.metrics["mt_bench_published_overall"].value == 6.328125
+    assert smoke.metrics["mt_bench_published_overall"].source == "published"
+    assert smoke.metrics["realchat_conversations"].value == 4
+
+
+def test_the_measured_numbers_make_sense(smoke):
+    for side in ("user", "assistant"):
+        for when in ("before", "after"):
+            metric = smoke.metrics[f"{side}_turn_perplexity_{when}"]
+            assert 1 < metric.ci_low <= metric.value <= metric.ci_high < 1_000
+            assert metric.n == 8 and metric.source == "this run"
+    assert 0 <= smoke.metrics["realchat_rounds_mean"].value <= 2
+    for who in ("usergpt", "roleplay", "human_floor"):
+        metric = smoke.metrics[f"two_sample_auc_{who}"]
+        assert 0 <= metric.ci_low <= metric.value <= metric.ci_high <= 1
+
+
+def test_only_published_numbers_carry_the_published_source(smoke):
+    for name, metric in smoke.metrics.items():
+        assert (metric.source == "published") == ("_published_" in name), name
+
+
+def test_the_report_names_every_stage(smoke):
+    page = (smoke.folder / "report.html").read_text(encoding="utf-8")
+    assert all(f'id="{stage.notebook}"' in page for stage in STAGES)
+    assert all(name in page for name in NUMBERS_EVERY_RUN_HAS)
+
+
+def test_every_figure_has_its_numbers(smoke):
+    drawn = sorted((smoke.folder / "figures").glob("*.png"))
+    assert {p.name[:2] for p in drawn} == {s.number for s in STAGES}
+    assert all(p.with_suffix(".csv").exists() for p in drawn)
+
+
+@pytest.mark.parametrize("number", ["01", "03"])
+def test_a_second_call_is_skipped(smoke, number):
+    assert "skipped: nothing changed" in run_stage(number)
+
+
+def test_no_server_outlives_its_stage(smoke):
+    logs = list(smoke.folder.rglob("logs/*.log"))
+    assert len(logs) >= 6
+    commands = [(p / "cmdline").read_bytes() for p in Path("/proc").glob("[0-9]*") if readable(p / "cmdline")]
+    models = str(smoke.folder).encode()
+    assert [c for c in commands if models in c] == []
+
+
+def readable(path):
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_key_is_in_no_file(smoke):
+    weights = (".safetensors", ".gguf")
+    files = [p for p in smoke.folder.rglob("*") if p.is_file() and p.suffix not in weights]
+    assert any(p.suffix == ".sqlite" for p in files)
+    assert os.environ["OPENAI_API_KEY"] == KEY
+    assert [str(p) for p in files if KEY.encode() in p.read_bytes()] == []

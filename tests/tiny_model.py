@@ -1,0 +1,98 @@
+"""A LLaMA so small that a test can train it: built on the fly, with a byte-level BPE chat tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from realm.conversation import Conversation, Message
+from realm.profile import SFT
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TALK = [
+    ("How do I boil an egg?", "Put it into boiling water and wait for eight minutes."),
+    ("What is a prime number?", "A number with exactly two divisors, one and itself."),
+    ("Write a line about rain.", "Rain taps the window like a patient guest."),
+    ("Why is the sky blue?", "Air scatters short waves of light more than long ones."),
+    ("And at night?", "There is too little light left to scatter."),
+]
+
+
+def conversations(count: int, rounds: int = 2) -> list[Conversation]:
+    """Distinct conversations of different lengths."""
+    made = []
+    for i in range(count):
+        messages = []
+        for turn in range(1 + (i + rounds) % rounds, 1 + rounds):
+            question, answer = TALK[(i + turn) % len(TALK)]
+            messages += [Message("user", f"{question} Case {i}."), Message("assistant", answer)]
+        made.append(Conversation(f"talk-{i:02d}", tuple(messages)))
+    return made
+
+
+def write_tiny_model(folder: Path, hidden: int = 32) -> Path:
+    """Save model and tokenizer as safetensors and JSON; returns ``folder``."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,  # a flat model would hide differences between logits
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([text for pair in TALK for text in pair], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[0]
+    )
+
+
+def sft(folder: Path, **values: Any) -> SFT:
+    """A profile's training block for the tiny model."""
+    usual = {
+        "base_model": str(folder),
+        "supervise": "user",
+        "method": "lora",
+        "compute_dtype": "float32",
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.0,
+        "warmup_ratio": 0.1,
+        "schedule": "cosine",
+        "epochs": 1,
+        "max_train_tokens": None,
+        "batch_size": 2,
+        "accumulation": 2,
+        "gradient_checkpointing": False,
+        "checkpoint_steps": 2,
+        "eval_conversations": 2,
+        "samples_shown": 1,
+    }
+    return SFT(**{**usual, **values})
