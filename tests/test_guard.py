@@ -117,7 +117,6 @@ def test_an_interrupt_at_the_terminal_is_left_to_the_parent(file):
         assert not is_gone(child)
 
 
-@pytest.mark.xfail(strict=True, reason="the guard aborts at its own end: the waiting thread holds the lock of stdin")
 def test_a_child_that_ends_by_itself_passes_its_code_on_and_leaves_a_clean_log(tmp_path):
     log = tmp_path / "log"
     with guarded(sys.executable, "-c", "import sys; sys.exit('no such model')", log=log) as process:
@@ -126,7 +125,6 @@ def test_a_child_that_ends_by_itself_passes_its_code_on_and_leaves_a_clean_log(t
     assert process.returncode == 1
 
 
-@pytest.mark.xfail(strict=True, reason="after SIGTERM the handler waits under the lock of the interrupted wait")
 def test_the_guard_follows_its_child_at_once(file):
     with guarded(sys.executable, "-c", LIVES_ON, str(file), through=with_grace(3)) as process:
         pid_in(file)
@@ -134,7 +132,6 @@ def test_the_guard_follows_its_child_at_once(file):
         process.wait(2)
 
 
-@pytest.mark.xfail(strict=True, reason="only the child is signalled, not the group that it leads")
 def test_workers_of_the_child_end_with_it(file):
     with guarded(sys.executable, "-c", WITH_A_WORKER, str(file), LIVES_ON) as process:
         worker = pid_in(file)

@@ -90,9 +90,6 @@ def test_length_distance_is_in_words():
     assert holds(measure)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="resampling adds distance, so near zero the percentile interval lies above the value"
-)
 def test_the_interval_of_a_small_length_distance_holds_its_value():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 40, 60)

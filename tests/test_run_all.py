@@ -97,7 +97,6 @@ def test_a_dry_run_of_one_stage(tmp_path):
 
 
 @FITTING
-@pytest.mark.xfail(strict=True, reason="--dry-run knows --only, but not --from")
 def test_a_dry_run_from_a_stage_on(tmp_path):
     done = run_all("--dry-run", "--profile", "smoke", "--from", "04", REALM_RUNS=str(tmp_path))
     assert done.stdout.startswith("04 04_realm_sft")

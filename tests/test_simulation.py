@@ -22,7 +22,7 @@ from realm.simulation import (
 from realm.template import USER_SYSTEM_PROMPT, ChatFormat
 
 HEADERS = {role: f"<{role}>" for role in ("system", "user", "assistant")}
-FORMAT = ChatFormat("test", HEADERS, dict.fromkeys(HEADERS, "<end>"), "\n", ())
+FORMAT = ChatFormat("test", HEADERS, dict.fromkeys(HEADERS, "<end>"), "\n", ("<user>", "<end>"))
 SEEDS = [
     Conversation(f"seed-{i}", (Message("user", f"Question {i}?"), Message("assistant", f"Answer {i}.")))
     for i in range(5)
@@ -169,11 +169,24 @@ def test_end_empty_turn(servers, tmp_path):
     assert (reason, len(said)) == ("empty_turn", 2)
 
 
-@pytest.mark.parametrize("answer", [BROKEN, " "])
+@pytest.mark.parametrize("answer", [BROKEN, " ", "<end>"])
 def test_end_responder_failed(servers, tmp_path, answer):
     servers[1].script = ["fine", answer]
     reason, said = ended(servers, tmp_path)
     assert (reason, len(said)) == ("responder_failed", 3)
+
+
+def test_a_token_of_the_template_that_a_model_spells_is_left_out(servers, tmp_path):
+    servers[0].script = ["What is <end> here?", " <user>Next?<end>"]
+    servers[1].script = ["It ends<end> a turn."]
+    [talk] = Stage(servers, tmp_path, max_rounds=2).run(plan(1, 0, []))
+    assert [m.content for m in talk.messages][:3] == ["What is  here?", "It ends a turn.", "Next?"]
+
+
+def test_a_token_inside_a_token_is_left_out_too(servers, tmp_path):
+    servers[0].script = ["Why <e<end>nd> here?"]
+    [talk] = Stage(servers, tmp_path, max_rounds=1).run(plan(1, 0, []))
+    assert "<end>" not in talk.messages[0].content
 
 
 def test_every_reason_has_a_test_and_is_counted():

@@ -150,7 +150,6 @@ def test_the_template_survives_in_a_saved_tokenizer(tokenizer, chat, talk, tmp_p
     assert again.apply_chat_template(sent, tokenize=False) == chat.render(talk(*TRICKY).messages, "it's\n{{ s }}")[0]
 
 
-@pytest.mark.xfail(strict=True, reason="render promises TemplateError for a reserved token and does not look for one")
 def test_rendering_refuses_a_reserved_token(chat, talk):
     with pytest.raises(TemplateError, match=r"reserved"):
         chat.render(talk(f"x{chat.reserved[0]}y").messages, "s")
@@ -171,7 +170,6 @@ def test_a_tokenizer_without_the_tokens_is_refused(byte_level, name, complaint):
         chat_format(name, type(byte_level)(tokenizer_object=letters))
 
 
-@pytest.mark.xfail(strict=True, reason="the one token may be the one for unknown words")
 def test_an_unknown_token_is_not_the_one_asked_for(byte_level):
     words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -172,6 +172,9 @@ class Client:
             return EndpointError("refused", f"{self._name}: the key is refused ({status}); check {key}")
         if status == 404:
             return EndpointError("refused", f"{self._name}: no such model or path (404); correct model or base_url")
+        if status == 429:
+            fix = "wait, or lower concurrency in the profile"
+            return EndpointError("unreachable", f"{self._name}: too many requests (429) after all retries; {fix}")
         if status == 400 and "context" in text.lower():
             return EndpointError("context", f"{self._name}: the conversation is too long: {text}")
         return EndpointError("failed", f"{self._name}: {text}")
@@ -222,10 +225,11 @@ def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
         return assets.model(name), assets.gguf_of(name)
     stage = Path(run_folder) / name.removeprefix("stage:")
     merged = stage / "merged"
-    if not merged.is_dir():
-        raise EndpointError("failed", f"{merged}: missing; run the stage that trains this model first")
-    base = (stage / "base_model.txt").read_text(encoding="utf-8").strip()
-    return merged, assets.gguf_of(base)
+    note = stage / "base_model.txt"
+    for path in (merged, note):
+        if not path.exists():
+            raise EndpointError("failed", f"{path}: missing; run the stage that trains this model first")
+    return merged, assets.gguf_of(note.read_text(encoding="utf-8").strip())
 
 
 @contextlib.contextmanager

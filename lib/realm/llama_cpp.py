@@ -31,6 +31,8 @@ def export_gguf(model_folder: Path, vocabulary: Path | None, target: Path) -> Pa
     architecture.
     """
     weights = sorted(model_folder.glob("*.safetensors"))
+    if not weights:
+        raise ConversionError(f"{model_folder}: holds no *.safetensors")
     if target.exists() and target.stat().st_mtime >= max(w.stat().st_mtime for w in weights):
         return target
     if vocabulary is None:

@@ -396,6 +396,9 @@ def _dispatch(given: argparse.Namespace) -> int:
         finished = [_finished(s, folder) for s in STAGES if (folder / s.folder / "done.json").exists()]
         if given.report:
             print(f"report: {write_report(folder, profile_path(given.profile).stem, finished)}")
+        if given.publish and len(finished) < len(STAGES):
+            missing = ", ".join(s.number for s in STAGES if s.folder not in {f["folder"] for f in finished})
+            raise ArtefactError(f"{folder}: stages {missing} are not done; only a whole run becomes the reference")
         if given.publish:
             publish(folder, finished)
     return 0

@@ -20,6 +20,8 @@ from typing import Any
 THIS_RUN = "this run"
 PUBLISHED = "published"
 SECRET_SUFFIXES = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+# Shorter values (EMPTY, none) are placeholders, and replacing them would mangle ordinary text.
+SHORTEST_SECRET = 6
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "openai", "xllamacpp", "numpy")
 
 
@@ -103,13 +105,13 @@ _REGISTERED: set[str] = set()
 
 def register_secret(value: str | None) -> None:
     """Have ``value`` redacted too: a key from a variable whose name does not show that it holds one."""
-    if value:
+    if value and len(value) >= SHORTEST_SECRET:
         _REGISTERED.add(value)
 
 
 def secrets() -> list[str]:
     """Values of environment variables that hold keys, and registered ones, longest first."""
-    values = {v for k, v in os.environ.items() if k.upper().endswith(SECRET_SUFFIXES) and len(v) >= 6}
+    values = {v for k, v in os.environ.items() if k.upper().endswith(SECRET_SUFFIXES) and len(v) >= SHORTEST_SECRET}
     return sorted(values | _REGISTERED, key=len, reverse=True)
 
 

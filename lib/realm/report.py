@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from realm.provenance import PUBLISHED, Metric, Metrics, atomic_path, read_json
+from realm.provenance import PUBLISHED, ArtefactError, Metric, Metrics, atomic_path, read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE_METRICS = REPOSITORY / "figures" / "reference_metrics.json"
@@ -129,10 +129,10 @@ def readme_block() -> str:
 
 
 def write_readme_block(readme: Path) -> None:
-    """Replace what stands between the two markers. Raises ValueError if the markers are not there."""
+    """Replace what stands between the two markers. Raises ArtefactError if the markers are not there."""
     text = readme.read_text(encoding="utf-8")
     if README_BEGIN not in text or README_END not in text:
-        raise ValueError(f"{readme}: the markers {README_BEGIN} and {README_END} are missing")
+        raise ArtefactError(f"{readme}: the markers {README_BEGIN} and {README_END} are missing")
     head, rest = text.split(README_BEGIN)
     tail = rest.split(README_END)[1]
     with atomic_path(readme) as temporary:

@@ -223,16 +223,20 @@ class Simulation:
             if error.kind == "failed" and role == "assistant":
                 return EndReason.RESPONDER_FAILED
             raise
-        text = reply.text
-        for token in self.format.reserved:  # spelled by the model as plain text, it would break the template
-            text = text.replace(token, "")
-        message = Message(role, text.strip())
+        message = Message(role, self._without_reserved(reply.text).strip())
         if not message.content:
             return EndReason.EMPTY_TURN if role == "user" else EndReason.RESPONDER_FAILED
         if role == "user" and message in said:
             return EndReason.REPEATED_TURN
         self.journal.add_turn(conversation, position, message, reply.prompt_tokens, reply.completion_tokens)
         return message
+
+    def _without_reserved(self, text: str) -> str:
+        """A template token that the model spells as plain text would break the template; none may be left."""
+        while found := [t for t in self.format.reserved if t in text]:
+            for token in found:
+                text = text.replace(token, "")
+        return text
 
     def _export(self, start: Start, reason: EndReason) -> Conversation:
         messages = (*start.opening, *self.journal.turns(start.id))

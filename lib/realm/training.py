@@ -346,6 +346,7 @@ def _drop_foreign_checkpoints(checkpoints: Path, identity: dict[str, Any]) -> No
     marker = checkpoints / "identity.json"
     if checkpoints.exists() and (not marker.exists() or read_json(marker) != json.loads(json.dumps(identity))):
         shutil.rmtree(checkpoints)
+        (checkpoints.parent / "train_log.jsonl").unlink(missing_ok=True)
     if not marker.exists():
         write_json(marker, identity)
 
