@@ -163,7 +163,8 @@ def mt_bench_by_category(table: pd.DataFrame, title: str, source: str) -> tuple[
         error = [shown.score - shown.ci_low, shown.ci_high - shown.score]
         axes.errorbar(shown.group, shown.score, error, fmt="none", color="black", capsize=4)
         axes.axhline(overall, color="black", linestyle="--", linewidth=1)
-        axes.text(len(shown) - 0.5, overall + 0.1, f"overall {overall:.2f}", ha="right", fontsize=9)
+        lowest = int(np.argmin(shown.score))  # above the lowest bar the label stands free
+        axes.text(lowest, overall + 0.1, f"overall {overall:.2f}", ha="center", fontsize=9)
         axes.set_ylim(0, 10.5)
         axes.set_ylabel("score, 1 to 10")
         axes.set_xlabel(f"95 % bootstrap intervals over questions; published; source: {source}", fontsize=9)
