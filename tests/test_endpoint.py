@@ -143,7 +143,7 @@ def test_a_key_at_the_cut_of_a_long_message_stays_out(server, monkeypatch):
         (TOO_LONG, "context", "too long"),
         (Fault(400, "temperature is out of range"), "failed", "temperature is out of range"),
         (Fault(500, "first line\nsecond line"), "failed", "first line second line"),
-        (BUSY, "failed", "Rate limit"),
+        (BUSY, "unreachable", "too many requests (429)"),
         (NULL_CONTENT, "failed", "without text"),
         (EMPTY_CHOICES, "failed", "without text"),
     ],

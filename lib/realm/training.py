@@ -457,7 +457,7 @@ def save_servable(
     if isinstance(model, PeftModel):
         written["adapter"] = _replace_folder(folder / "adapter", lambda d: _save(model, tokenizer, template, d))
         base = AutoModelForCausalLM.from_pretrained(
-            assets.model(config.base_model), dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+            assets.model(config.base_model), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
         merged = PeftModel.from_pretrained(base, written["adapter"]).merge_and_unload()
     merged = merged.to(torch.bfloat16)
