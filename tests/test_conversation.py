@@ -499,3 +499,12 @@ def test_a_damaged_artefact_is_refused_with_the_fix(tmp_path, talk, damage):
     path.write_bytes(path.read_bytes() + damage)
     with pytest.raises(ConversationFileError, match=r"out\.jsonl: damaged .*run its stage again"):
         load_conversations(path)
+
+
+def test_a_file_without_one_conversation_is_a_clear_error(tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text('{"a": 1}')
+    report = ReadReport()
+    assert list(read_conversations(path, report=report)) == []
+    with pytest.raises(ConversationFileError, match=r"other.json: holds no conversation \(no turns: 1\)"):
+        report.require_conversations()

@@ -388,7 +388,8 @@ def test_a_local_server_is_gone_after_an_exception(engine, tmp_path):
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from pathlib import Path
 from realm import endpoint
 from realm.profile import Endpoint

@@ -204,3 +204,10 @@ def test_a_missing_profile_is_refused_with_those_there_are(name):
     assert str(caught.value).startswith(f"{name}: no such profile; there are ")
     assert all(known in str(caught.value) for known in NAMES)
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_key_is_called_unknown_not_missing(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(profile_path("smoke").read_text().replace("  free: 2", "  fre: 2"))
+    with pytest.raises(ProfileError, match=r"simulation.fre: unknown key; allowed: .*free"):
+        load_profile(path)

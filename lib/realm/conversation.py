@@ -109,6 +109,12 @@ class ReadReport:
     def read(self) -> int:
         return self.records - self.skipped.total()
 
+    def require_conversations(self) -> None:
+        """Raise ConversationFileError if there were records and none of them could be used."""
+        if self.read == 0:
+            reasons = ", ".join(f"{reason}: {n}" for reason, n in self.skipped.most_common()) or "no record at all"
+            raise ConversationFileError(f"{self.path}: holds no conversation ({reasons}); see README, Your own data")
+
     def rows(self) -> list[dict[str, Any]]:
         """One row a defect, for a table."""
         both = [("skipped", self.skipped), ("kept, noted", self.noted)]

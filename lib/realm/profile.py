@@ -203,7 +203,9 @@ def load_profile(name: str | Path) -> Profile:
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
-        raise ProfileError(f"{path}: {_explain(error.errors()[0])}") from None
+        # A misspelt key is both unknown and missing; the unknown one is what the reader can see in the file.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise ProfileError(f"{path}: {_explain(first)}") from None
 
 
 def _explain(error: dict[str, Any]) -> str:
