@@ -25,6 +25,7 @@ REPETITIONS = 3
 CONVERSATIONS = 200
 MAX_LENGTH = 2_048
 ROUNDS = (4, 16, 64, 256)
+PER_PREFIX_ROUNDS = 64
 
 
 def per_prefix(encoder: Encoder, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
@@ -47,10 +48,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def masks(encoder: Encoder, conversations: Sequence[Conversation]) -> dict[str, Callable[[], object]]:
-    return {
+    ways = {
         "one pass": lambda: [encoder.encode(c) for c in conversations],
         "per prefix": lambda: [per_prefix(encoder, c) for c in conversations],
     }
+    if max(c.rounds for c in conversations) > PER_PREFIX_ROUNDS:
+        del ways["per prefix"]  # minutes a repetition, and no figure asks for it
+    return ways
 
 
 def same_masks(encoder: Encoder, conversations: Sequence[Conversation]) -> bool:
