@@ -245,6 +245,11 @@ def local_server(
     command, name = _command(endpoint, folder, vocabulary, port, share)
     environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
+    if endpoint.engine == "transformers":
+        # Its list of models fails where no Hub cache was ever made; the model itself is a local folder.
+        hub = assets.cache_folder() / "hub"
+        hub.mkdir(parents=True, exist_ok=True)
+        environment["HF_HUB_CACHE"] = str(hub)
     with log.open("wb") as output:
         guard = subprocess.Popen(
             [sys.executable, "-m", "realm.guard", *command],
