@@ -1,7 +1,6 @@
-"""The laptop's server: llama.cpp with the weights of a merged model, at three times the speed of the others.
+"""The laptop's server: llama.cpp with the weights of a merged model.
 
-It keeps each conversation's KV cache, so a round reads only what is new (measured on many-round dialogues;
-``benchmarks/`` compares). ``python -m realm.llama_cpp --model FILE --port N`` serves the OpenAI protocol on the
+It keeps each conversation's KV cache, so a round reads only what is new. ``python -m realm.llama_cpp --model FILE --port N`` serves the OpenAI protocol on the
 loopback address; the key comes from the environment.
 """
 
