@@ -180,10 +180,8 @@ def read_conversations(
 
 
 def _account(report: ReadReport, name: str, skipped: bool, defects: list[str]) -> None:
-    for i, defect in enumerate(dict.fromkeys(defects)):
-        # A skipped record counts once, under its first reason, so that read + skipped = records.
-        if skipped and i > 0:
-            break
+    # A skipped record has one defect, the first that was met, so that read + skipped = records.
+    for defect in dict.fromkeys(defects):
         (report.skipped if skipped else report.noted)[defect] += 1
         examples = report.examples.setdefault(defect, [])
         if len(examples) < EXAMPLES_KEPT:

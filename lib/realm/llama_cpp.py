@@ -1,7 +1,8 @@
 """The laptop's server: llama.cpp with the weights of a merged model.
 
-It keeps each conversation's KV cache, so a round reads only what is new. ``python -m realm.llama_cpp --model FILE --port N`` serves the OpenAI protocol on the
-loopback address; the key comes from the environment.
+It keeps each conversation's KV cache, so a round reads only what is new.
+``python -m realm.llama_cpp --model FILE --port N --name NAME`` serves the OpenAI protocol on the loopback
+address; the key comes from the environment.
 """
 
 from __future__ import annotations
