@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import re
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -117,6 +118,11 @@ def test_a_session_named_in_meta_wins_over_the_id(talk):
 )
 def test_only_a_first_segment_that_begins_with_the_user_opens_a_session(talk, identifier, first, opens):
     assert talk("a", "b", id=identifier, first=first).opens_session is opens
+
+
+@pytest.mark.parametrize("session", [7, ["s"], {"s": 1}])
+def test_a_session_named_by_no_text_becomes_text(talk, session):
+    assert talk("x", id="s_1", meta={"session": session}).session == str(session)
 
 
 def test_rounds_count_answered_user_turns(talk):
@@ -327,6 +333,23 @@ def test_a_record_with_two_faults_is_skipped_once_and_noted_twice(tmp_path):
     assert set(report.noted) == {"empty turn", "starts with the assistant", "two turns of one role in a row"}
 
 
+def test_the_ids_of_all_skipped_records_are_kept_in_order(tmp_path):
+    records = [sharegpt(id=f"e_{i}") for i in range(8)]
+    data = as_array(records)[:-1] + b', {"id": 5, "messages": []}, {"id": "n", "messages": [}, ' + as_array(GOOD)[1:]
+    _, report = read_bytes(tmp_path, data)
+    assert report.skipped_ids[:8] == [f"e_{i}" for i in range(8)]
+    assert [re.sub(r"byte \d+", "byte N", name) for name in report.skipped_ids[8:]] == [
+        "record 8 at byte N",
+        "record 9 at byte N",
+    ]
+    assert len(report.skipped_ids) == report.skipped.total()
+
+
+def test_records_that_are_only_noted_are_not_among_the_skipped(tmp_path):
+    _, report = read_bytes(tmp_path, as_array([sharegpt(("gpt", "x"), id="x")]))
+    assert (report.noted.total(), report.skipped_ids) == (1, [])
+
+
 def test_only_some_examples_of_each_defect_are_kept(tmp_path):
     _, report = read_bytes(tmp_path, as_array([sharegpt(id=f"e{i}") for i in range(20)]))
     assert report.skipped == {"no turns": 20}
@@ -433,6 +456,37 @@ def test_damaged_bytes_raise_nothing_but_our_error(scratch, data, container):
         assert "file.json" in str(error)
     else:
         assert len(conversations) == report.read == report.records - report.skipped.total()
+
+
+# ---------------------------------------------------------------- memory
+
+# VmHWM belongs to this program alone; getrusage's peak begins with that of the test run it was forked from.
+READER = """
+import re, sys
+from pathlib import Path
+from realm.conversation import read_conversations
+
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+list(read_conversations(sys.argv[2]))
+before = peak()
+count = sum(1 for _ in read_conversations(sys.argv[1]))
+print(count, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_a_large_array_is_streamed_in_bounded_memory(tmp_path):
+    large, small = tmp_path / "large.json", tmp_path / "small.json"
+    small.write_bytes(as_array(GOOD))
+    text = "a question or an answer of some length, é — " * 24
+    record = json.dumps(sharegpt(*[("human", text), ("gpt", text)] * 5, id="m_ID"), ensure_ascii=False)
+    with large.open("w", encoding="utf-8") as handle:
+        handle.write("[" + ",\n".join(record.replace("ID", str(i)) for i in range(5_600)) + "]")
+    assert large.stat().st_size > 60_000_000
+    command = [sys.executable, "-c", READER, str(large), str(small)]
+    count, kilobytes = map(int, subprocess.run(command, capture_output=True, check=True).stdout.split())
+    assert count == 5_600
+    assert kilobytes < 60_000  # held whole, the text alone would take twice that, two bytes a character
 
 
 # ---------------------------------------------------------------- writing

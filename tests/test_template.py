@@ -403,13 +403,13 @@ def test_a_segment_ends_before_the_round_that_no_longer_fits(encoder_of, talk):
 
 
 def test_segments_are_numbered_and_the_last_one_says_so(encoder_of, talk):
-    conversation = talk("q one", "a one", "q two", "a two", id="s_0", meta={"model": "m"})
+    conversation = talk("q one", "a one", "q two", "a two", id="s_0", meta={"model": "m", "ends_session": True})
     system, sizes = sizes_of(encoder_of(), conversation)
     (segments,) = split_long([conversation], encoder_of("user", system + sum(sizes[:2])))
     assert [s.id for s in segments] == ["s_0/0", "s_0/1"]
     assert [s.meta for s in segments] == [
-        {"model": "m", "session": "s", "last_segment": False},
-        {"model": "m", "session": "s", "last_segment": True},
+        {"model": "m", "session": "s"},
+        {"model": "m", "session": "s", "ends_session": True},
     ]
     assert [s.opens_session for s in segments] == [True, False]
 

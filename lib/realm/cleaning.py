@@ -1,154 +1,146 @@
-"""The ShareGPT funnel: named, pure, ordered steps that account for every conversation; and a leak-safe split."""
+"""The two presets of the ShareGPT funnel: ``paper``, the authors' rules as published, and ``fixed``, the default."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
-from tqdm import tqdm
+from realm import authors_cleaning as authors
+from realm.conversation import ENDS_SESSION, Conversation, Message
+from realm.duplicates import exact_duplicates, near_duplicates
+from realm.funnel import Outcome, Step, each, keep
+from realm.language import english
+from realm.markup import html_to_markdown, without_residue
+from realm.private_data import without_private_data
+from realm.sessions import join_segments
+from realm.template import Encoder, cut_apart, split_long
 
-from realm.conversation import Conversation, Message
-
-EXAMPLES_KEPT = 3
-
-
-@dataclass
-class Outcome:
-    """What a step did with one conversation: what comes out (none, one or more) and why it changed or went."""
-
-    kept: list[Conversation]
-    reason: str = ""
+PRODUCT_NAMES = ("openai", "chatgpt", "chat gpt", "open ai")
+NO_PRODUCT = re.compile(r"open ai(?=[a-z])")  # open air, open aisle
 
 
-@dataclass
-class StepReport:
-    """One row of the funnel."""
+def steps(
+    preset: str,
+    encoder: Encoder,
+    *,
+    no_end: Collection[str] = (),
+    near_duplicate_threshold: float,
+    replace_private_data: bool,
+) -> list[Step]:
+    """The ordered steps of ``paper`` or ``fixed``: first those on sessions, then those on segments.
 
-    step: str
-    conversations_in: int
-    conversations_out: int = 0
-    sessions_out: int = 0
-    changed: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
-
-    def row(self) -> dict[str, Any]:
-        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in self.reasons.items())
-        return {
-            "step": self.step,
-            "conversations in": self.conversations_in,
-            "conversations out": self.conversations_out,
-            "sessions out": self.sessions_out,
-            "changed": self.changed,
-            "why": reasons,
-        }
+    ``encoder`` measures lengths with the training template; ``no_end`` names sessions of unknown end
+    (``sessions.unknown_ends``); ``near_duplicate_threshold`` is a Jaccard similarity of 5-word shingles.
+    """
+    on_sessions = session_steps(preset, encoder, no_end, near_duplicate_threshold, replace_private_data)
+    return on_sessions + segment_steps(preset, encoder, near_duplicate_threshold)
 
 
-@dataclass(frozen=True)
-class Step:
-    """``apply`` gives one outcome a conversation, in order, and keeps nothing between two runs."""
-
-    name: str
-    apply: Callable[[list[Conversation]], list[Outcome]]
-
-
-def run_funnel(
-    conversations: Iterable[Conversation], steps: Sequence[Step], progress: bool = False
-) -> tuple[list[Conversation], list[StepReport]]:
-    """Apply the steps in order; returns what is left and one report a step."""
-    current = list(conversations)
-    reports = []
-    for step in tqdm(steps, desc="cleaning", unit="step", disable=not progress):
-        current, report = _run_step(step, current)
-        reports.append(report)
-    return current, reports
-
-
-def _run_step(step: Step, conversations: list[Conversation]) -> tuple[list[Conversation], StepReport]:
-    report, result = StepReport(step.name, len(conversations)), []
-    for conversation, outcome in zip(conversations, step.apply(conversations), strict=True):
-        result += outcome.kept
-        if outcome.reason:
-            report.reasons[outcome.reason] = report.reasons.get(outcome.reason, 0) + 1
-            report.changed += bool(outcome.kept)
-            if len(report.examples) < EXAMPLES_KEPT:
-                report.examples.append(conversation.id)
-    report.conversations_out = len(result)
-    report.sessions_out = len({c.session for c in result})
-    return result, report
+def session_steps(
+    preset: str, encoder: Encoder, no_end: Collection[str], near_duplicate_threshold: float, replace_private_data: bool
+) -> list[Step]:
+    """Whole sessions, before anything is cut; arguments as for ``steps``."""
+    joined = Step("segments joined to sessions", lambda cs: join_segments(cs, no_end))
+    alternating = Step("alternating turns", each(alternate))
+    reserved = Step("no reserved tokens", each(no_reserved_tokens(encoder.format.reserved)))
+    if preset == "paper":
+        return [
+            joined,
+            Step("markup converted, product names dropped", each(authors.markup_and_names)),
+            Step("English by the paper's rule", each(authors.ascii_or_translation)),
+            alternating,
+            reserved,
+        ]
+    private = [Step("private data replaced", each(without_private_data))] if replace_private_data else []
+    return [
+        joined,
+        Step("HTML answers to Markdown", each(html_to_markdown)),
+        Step("page captions removed", each(without_residue)),
+        alternating,
+        Step("no product names", each(no_product_names)),
+        Step("human turns in English", each(english)),
+        reserved,
+        *private,
+        Step("no exact duplicates", exact_duplicates),
+        Step("no near-duplicates", lambda cs: near_duplicates(cs, near_duplicate_threshold, drop=True)),
+    ]
 
 
-def _keep(conversation: Conversation) -> Outcome:
-    return Outcome([conversation])
+def segment_steps(preset: str, encoder: Encoder, near_duplicate_threshold: float) -> list[Step]:
+    """The cut at ``encoder.max_length`` and what follows it; arguments as for ``steps``."""
+    if preset == "paper":
+        return [
+            Step("split at max_length", lambda cs: _authors_split(cs, encoder)),
+            Step("two messages or more", each(two_messages)),
+            Step("no exact duplicates", authors.same_text_duplicates),
+            Step("near-duplicates marked", lambda cs: near_duplicates(cs, near_duplicate_threshold, drop=False)),
+        ]
+    return [
+        Step("split at max_length", lambda cs: _split(split_long(cs, encoder))),
+        Step("a human turn in each segment", each(has_human_turn)),
+    ]
 
 
-# ---------------------------------------------------------------- rules
+def _split(segments: list[list[Conversation]]) -> list[Outcome]:
+    return [Outcome(parts, "split" if len(parts) > 1 else "") for parts in segments]
+
+
+def _shortened(conversation: Conversation, parts: list[Conversation]) -> Outcome:
+    """Their rule also loses turns: a trailing human turn, and one too long for any segment."""
+    if not parts:
+        return Outcome([], "no segment left")
+    return Outcome(parts, "split" if len(parts) > 1 else "" if parts == [conversation] else "turns lost")
+
+
+def _authors_split(conversations: list[Conversation], encoder: Encoder) -> list[Outcome]:
+    """Their rule of where to cut, with lengths under the template that training uses."""
+    groups = (
+        authors.split_turns([m.role for m in c.messages], sizes, encoder.max_length)
+        for c, sizes in zip(conversations, encoder.turn_lengths(conversations), strict=True)
+    )
+    return [
+        _shortened(c, cut_apart(c, [g for g in of_one if g])) for c, of_one in zip(conversations, groups, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- rules of both
 
 
 def alternate(conversation: Conversation) -> Outcome:
-    """Turns must alternate from a user turn, none empty; system turns and leading answers are taken off."""
+    """Turns alternate from a user turn, none empty: leading answers and system turns are taken off, and what
+    follows the first turn that is empty or out of turn is cut off."""
     messages = [m for m in conversation.messages if m.role != "system"]
     opening = next((i for i, m in enumerate(messages) if m.role == "user"), len(messages))
     messages = [Message(m.role, m.content.strip()) for m in messages[opening:]]
-    expected = ["user", "assistant"] * len(messages)
     if not messages:
         return Outcome([], "no user turn")
-    if any(not m.content for m in messages):
-        return Outcome([], "empty turn")
-    if any(m.role != e for m, e in zip(messages, expected, strict=False)):
-        return Outcome([], "turns do not alternate")
+    good, stop = _well_formed(messages)
+    if not good:
+        return Outcome([], stop)
+    if good < len(messages):
+        meta = {k: v for k, v in conversation.meta.items() if k != ENDS_SESSION}
+        return Outcome([replace(conversation, messages=tuple(messages[:good]), meta=meta)], f"cut off: {stop}")
     reason = "" if len(messages) == len(conversation.messages) else "leading answer or system turn taken off"
     return Outcome([replace(conversation, messages=tuple(messages))], reason)
 
 
-HTML_TAG = re.compile(
-    r"</?(?:p|div|span|br|pre|code|ul|ol|li|strong|em|table|tr|td|th|h[1-6]|a|button|svg)\b[^<>]*>", re.I
-)
-INTERFACE_RESIDUE = re.compile(r"(?m)^\s*(?:Copy code|\d+ / \d+|Share Prompt)\s*$\n?")
-PRODUCT_NAMES = re.compile(r"openai|chatgpt|open ai|chat gpt", re.I)
-
-
-# Tags inside code are what the answer is about; tags of blocks part words, tags within a line do not.
-CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.S)
-INLINE = re.compile(r"</?(?:span|strong|em|a|code)\b", re.I)
-
-
-def _plain(text: str) -> str:
-    """Markup becomes nothing or a line break, code between backticks stays."""
-    parts = CODE.split(text)
-    parts[::2] = [HTML_TAG.sub(lambda t: "" if INLINE.match(t.group()) else "\n", part) for part in parts[::2]]
-    changed = "".join(parts)
-    return INTERFACE_RESIDUE.sub("", changed).strip() if changed != text or INTERFACE_RESIDUE.search(text) else text
-
-
-def without_interface_residue(conversation: Conversation) -> Outcome:
-    """HTML tags and buttons' captions leave answers; what a human typed stays as it is."""
-    messages = tuple(
-        replace(m, content=_plain(m.content) or m.content) if m.role == "assistant" else m
-        for m in conversation.messages
-    )
-    if messages == conversation.messages:
-        return _keep(conversation)
-    return Outcome([replace(conversation, messages=messages)], "markup or button captions removed")
+def _well_formed(messages: Sequence[Message]) -> tuple[int, str]:
+    """How many turns are as they should be, and what is wrong with the next one."""
+    for i, message in enumerate(messages):
+        if message.role != ("user", "assistant")[i % 2]:
+            return i, "turns do not alternate"
+        if not message.content:
+            return i, "empty turn"
+    return len(messages), ""
 
 
 def no_product_names(conversation: Conversation) -> Outcome:
     """The paper drops sessions that name OpenAI or ChatGPT."""
-    if any(PRODUCT_NAMES.search(m.content) for m in conversation.messages):
+    texts = (NO_PRODUCT.sub("", m.content.lower()) for m in conversation.messages)
+    if any(name in text for text in texts for name in PRODUCT_NAMES):
         return Outcome([], "names OpenAI or ChatGPT")
-    return _keep(conversation)
-
-
-def ascii_or_translation(conversation: Conversation) -> Outcome:
-    """The paper's English rule: no character from U+0080 on, unless the human asks for a translation."""
-    if all(m.content.isascii() for m in conversation.messages):
-        return _keep(conversation)
-    if any("translat" in t.lower() for t in conversation.turns("user")):
-        return Outcome([conversation], "kept as a translation task")
-    return Outcome([], "a character from U+0080 on")
+    return keep(conversation)
 
 
 def no_reserved_tokens(reserved: Sequence[str]) -> Callable[[Conversation], Outcome]:
@@ -158,81 +150,15 @@ def no_reserved_tokens(reserved: Sequence[str]) -> Callable[[Conversation], Outc
     def rule(conversation: Conversation) -> Outcome:
         if any(pattern.search(m.content) for m in conversation.messages):
             return Outcome([], "spells a reserved token")
-        return _keep(conversation)
+        return keep(conversation)
 
     return rule
 
 
 def two_messages(conversation: Conversation) -> Outcome:
-    return _keep(conversation) if len(conversation.messages) >= 2 else Outcome([], "one message")
+    return keep(conversation) if len(conversation.messages) >= 2 else Outcome([], "one message")
 
 
-def exact_duplicates(conversations: list[Conversation]) -> list[Outcome]:
-    """The second of two conversations with the same roles and texts goes."""
-    seen: set[bytes] = set()
-    outcomes = []
-    for conversation in conversations:
-        digest = content_digest(conversation)
-        outcomes.append(Outcome([], "exact duplicate") if digest in seen else _keep(conversation))
-        seen.add(digest)
-    return outcomes
-
-
-def content_digest(conversation: Conversation) -> bytes:
-    """A hash of roles and texts, in order."""
-    text = "\x00".join(f"{m.role}\x01{m.content}" for m in conversation.messages)
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
-
-
-def each(rule: Callable[[Conversation], Outcome]) -> Callable[[list[Conversation]], list[Outcome]]:
-    """A rule that looks at one conversation at a time, as a step's ``apply``."""
-    return lambda conversations: [rule(c) for c in conversations]
-
-
-def paper_steps(reserved: Sequence[str], split: Callable[[list[Conversation]], list[list[Conversation]]]) -> list[Step]:
-    """The paper's funnel (clean_sharegpt.ipynb) in its order; ``split`` cuts conversations into segments."""
-
-    def segments(conversations: list[Conversation]) -> list[Outcome]:
-        return [Outcome(parts, "split" if len(parts) > 1 else "") for parts in split(conversations)]
-
-    return [
-        Step("alternating turns", each(alternate)),
-        Step("markup removed", each(without_interface_residue)),
-        Step("no product names", each(no_product_names)),
-        Step("English by the paper's rule", each(ascii_or_translation)),
-        Step("no reserved tokens", each(no_reserved_tokens(reserved))),
-        Step("split at max_length", segments),
-        Step("two messages or more", each(two_messages)),
-        Step("no exact duplicates", exact_duplicates),
-    ]
-
-
-# ---------------------------------------------------------------- splitting into train, valid and test
-
-
-def split_by_session(
-    conversations: Sequence[Conversation], valid_share: float, test_share: float, seed: int
-) -> dict[str, list[Conversation]]:
-    """train, valid and test with no session on two sides.
-
-    A session's side is a hash of its name and the seed: the same whatever else is in the data.
-    """
-    sides: dict[str, list[Conversation]] = {"train": [], "valid": [], "test": []}
-    for conversation in conversations:
-        position = unit_hash(f"{seed}:{conversation.session}")
-        side = "test" if position < test_share else "valid" if position < test_share + valid_share else "train"
-        sides[side].append(conversation)
-    return sides
-
-
-def unit_hash(text: str) -> float:
-    """A number in [0, 1) that depends on ``text`` alone."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()) / 2**64
-
-
-def one_per_session(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:
-    """The first segment of each session, in a seeded order: rows that are independent of each other."""
-    first: dict[str, Conversation] = {}
-    for conversation in conversations:
-        first.setdefault(conversation.session, conversation)
-    return sorted(first.values(), key=lambda c: unit_hash(f"order:{seed}:{c.session}"))
+def has_human_turn(conversation: Conversation) -> Outcome:
+    """An answer whose question stands in the segment before teaches the user's side nothing."""
+    return keep(conversation) if conversation.turns("user") else Outcome([], "no human turn")

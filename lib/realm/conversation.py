@@ -33,6 +33,7 @@ ROLE_ALIASES = {
     "system": "system",
     "tool": "tool",
 }
+ENDS_SESSION = "ends_session"  # in meta, true: the last turn is known to be the last of its session
 MAX_TURN_BYTES = 1_000_000
 EXAMPLES_KEPT = 5
 
@@ -58,7 +59,7 @@ class Conversation:
     @property
     def session(self) -> str:
         """The ShareGPT session: ids are ``SESSION_N``, N being the segment."""
-        return self.meta.get("session") or split_segment_id(self.id)[0]
+        return str(self.meta.get("session") or split_segment_id(self.id)[0])
 
     @property
     def opens_session(self) -> bool:
@@ -104,6 +105,7 @@ class ReadReport:
     noted: Counter[str] = field(default_factory=Counter)
     roles: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    skipped_ids: list[str] = field(default_factory=list)
 
     @property
     def read(self) -> int:
@@ -181,6 +183,8 @@ def read_conversations(
 
 def _account(report: ReadReport, name: str, skipped: bool, defects: list[str]) -> None:
     # A skipped record has one defect, the first that was met, so that read + skipped = records.
+    if skipped:
+        report.skipped_ids.append(name)
     for defect in dict.fromkeys(defects):
         (report.skipped if skipped else report.noted)[defect] += 1
         examples = report.examples.setdefault(defect, [])

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from realm.conversation import Conversation, Message
+from realm import assets
+from realm.conversation import ENDS_SESSION, Conversation, Message
+from realm.tokens import Frame, TokensError, Turns
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 ENCODE_BATCH = 256
@@ -34,6 +36,11 @@ SYSTEM_PROMPTS = {
 }
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model: asset name, local folder or Hub repository."""
+    return AutoTokenizer.from_pretrained(assets.model(name))
+
+
 class TemplateError(ValueError):
     """A conversation or a tokenizer that the template cannot take; the message names it and the fix."""
 
@@ -47,10 +54,27 @@ class ChatFormat:
     """
 
     name: str
+    begin: str  # the special token in a speaker's header
     headers: dict[str, str]
     ends: dict[str, str]
     separator: str
     reserved: tuple[str, ...]
+
+    def opening(self, role: str) -> str:
+        """What of a speaker's header stands before the begin token."""
+        return self.headers[role].partition(self.begin)[0]
+
+    def frame(self, role: str) -> Frame:
+        return Frame(self.begin, self.headers[role].partition(self.begin)[2], self.ends[role])
+
+    def framed(self, message: Message) -> tuple[Frame, str]:
+        """A turn as ``tokens.Turns`` takes it. Raises TemplateError for a reserved token in the content,
+        or a system message after the first turn."""
+        if message.role not in ("user", "assistant"):
+            raise TemplateError(f"role {message.role}: only the first message of a conversation may have it")
+        if any(token in message.content for token in self.reserved):
+            raise TemplateError("content holds a reserved token; see cleaning.no_reserved_tokens")
+        return self.frame(message.role), message.content
 
     def render(
         self, messages: Sequence[Message], system: str | None, reply_as: str | None = None
@@ -118,14 +142,14 @@ def chat_format(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     if name == "chatml":
         begin, end = "<|im_start|>", "<|im_end|>"
         headers = {role: f"{begin}{role}\n" for role in ("system", "user", "assistant")}
-        chosen = ChatFormat(name, headers, dict.fromkeys(headers, end), "\n", (begin, end))
+        chosen = ChatFormat(name, begin, headers, dict.fromkeys(headers, end), "\n", (begin, end))
     elif name == "dyadic":
         begin, end = tokenizer.bos_token, tokenizer.eos_token
         if not begin or not end:
             raise TemplateError("template dyadic needs a tokenizer with a begin and an end token")
         headers = {"system": "", "user": f"Human: {begin}", "assistant": f"Assistant: {begin}"}
         ends = {"system": "", "user": end, "assistant": end}
-        chosen = ChatFormat(name, headers, ends, "\n", (begin, end))
+        chosen = ChatFormat(name, begin, headers, ends, "\n", (begin, end))
     else:
         raise TemplateError(f"{name}: unknown template; allowed: chatml, dyadic")
     for token in chosen.reserved:
@@ -160,9 +184,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Tokenizes whole conversations once and masks by character spans: linear in their length.
+    """Puts conversations together from the tokens of their turns, each tokenized once: linear in their length.
 
-    ``supervise``: ``user``, ``assistant`` or ``both``. ``max_length`` in tokens, None for no limit.
+    ``supervise``: ``user``, ``assistant`` or ``both``. ``max_length`` in tokens, None for no limit. With
+    ``ending`` a human turn of nothing but its end token follows where a session truly ends. ``turns``
+    remembers tokens; ``dataclasses.replace(encoder, supervise=...)`` shares it. Raises TemplateError for a
+    tokenizer that is slow, or whose tokens of a turn depend on the turns around it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -170,73 +197,130 @@ class Encoder:
     supervise: str
     max_length: int | None
     system: str | None = ""
+    ending: bool = False
+    turns: Turns | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.tokenizer.is_fast:
-            raise TemplateError("the label mask needs a fast tokenizer, which knows its character offsets")
         if self.system == "":
             object.__setattr__(self, "system", SYSTEM_PROMPTS[self.supervise])
+        if self.turns is None:
+            try:
+                object.__setattr__(self, "turns", Turns(self.tokenizer))
+            except TokensError as error:
+                raise TemplateError(str(error)) from error
+            self._check_independence()
+
+    def _check_independence(self) -> None:
+        probe = tuple(Message(role, "\n\n Ab 1\n") for role in ("user", "assistant") * 2)
+        text, _ = self.format.render(probe, self.system)
+        whole = self.tokenizer(text, add_special_tokens=False).input_ids
+        if self.encode(Conversation("probe", probe)).input_ids.tolist() != whole[: self.max_length]:
+            raise TemplateError(
+                f"template {self.format.name}: this tokenizer reads a turn differently inside a conversation; "
+                "choose the other template"
+            )
 
     def encode(self, conversation: Conversation) -> Encoded:
         return next(self.encode_all([conversation]))
 
     def encode_all(self, conversations: Sequence[Conversation], progress: bool = False) -> Iterator[Encoded]:
         """Encode in order, a batch at a time (the tokenizer uses all cores). Conversations with nothing
-        supervised come out too, with ``supervised == 0``: the caller counts and drops them."""
+        supervised come out too, with ``supervised == 0``: the caller counts and drops them.
+        Raises TemplateError for content that holds a reserved token."""
         bar = tqdm(total=len(conversations), desc="encoding", unit="conv", disable=not progress)
         with bar:
-            for first in range(0, len(conversations), ENCODE_BATCH):
-                batch = conversations[first : first + ENCODE_BATCH]
-                rendered = [self.format.render(c.messages, self.system) for c in batch]
-                tokens = self._tokenize([text for text, _ in rendered])
-                for conversation, (_, spans), encoding in zip(batch, rendered, tokens, strict=True):
-                    yield self._mask(conversation, encoding, spans)
+            for batch in _batches(conversations):
+                whole = [with_ending(c) for c in batch] if self.ending else batch
+                for conversation, tokens in zip(whole, self._turn_tokens(whole), strict=True):
+                    yield self._join(conversation, tokens)
                 bar.update(len(batch))
 
     def turn_lengths(self, conversations: Sequence[Conversation]) -> Iterator[list[int]]:
-        """Tokens of each turn with its header, end and separator; the system prompt counts for none."""
-        for first in range(0, len(conversations), ENCODE_BATCH):
-            batch = conversations[first : first + ENCODE_BATCH]
-            rendered = [self.format.render(c.messages, self.system) for c in batch]
-            encodings = self._tokenize([text for text, _ in rendered])
-            for conversation, (text, spans), encoding in zip(batch, rendered, encodings, strict=True):
-                edges = [
-                    start - len(self.format.headers[m.role])
-                    for (start, _), m in zip(spans, conversation.messages, strict=True)
-                ]
-                yield np.diff(np.searchsorted(_starts(encoding), [*edges, len(text)])).tolist()
+        """Tokens of each turn with its header, end and separator; the default system prompt counts for none."""
+        for batch in _batches(conversations):
+            for conversation, tokens in zip(batch, self._turn_tokens(batch), strict=True):
+                yield self._lengths(conversation.messages, tokens)
 
-    def system_length(self) -> int:
-        return len(self._tokenize([self.format.render([], self.system)[0]])[0].ids)
+    def system_length(self, first_role: str = "user") -> int:
+        """Tokens of the system prompt before a first turn of that role."""
+        return len(self._opening(self.system, [Message(first_role, "")])) - len(self._before(first_role))
 
-    def _tokenize(self, texts: list[str]):
-        batch = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=False
-        )
-        return batch.encodings
+    def _turn_tokens(self, conversations: Sequence[Conversation]) -> list[list[tuple[np.ndarray, int]]]:
+        turns = [[self.format.framed(m) for m in _spoken(c.messages)] for c in conversations]
+        flat = iter(self.turns.of([turn for of_one in turns for turn in of_one]))
+        return [[next(flat) for _ in of_one] for of_one in turns]
 
-    def _mask(self, conversation: Conversation, encoding, spans: list[tuple[int, int]]) -> Encoded:
-        starts = _starts(encoding)
-        ids = np.asarray(encoding.ids, dtype=np.int32)
-        chosen = [
-            span
-            for span, m in zip(spans, conversation.messages, strict=True)
-            if m.role in ("user", "assistant") and self.supervise in (m.role, "both")
+    def _join(self, conversation: Conversation, tokens: list[tuple[np.ndarray, int]]) -> Encoded:
+        """Opening, then begin token, turn, end token and what stands between two turns."""
+        messages = conversation.messages
+        spoken = _spoken(messages)
+        own = messages[0].content if messages and messages[0].role == "system" else self.system
+        parts, supervised = [self._opening(own, spoken)], []
+        position = len(parts[0])
+        for i, (message, (ids, header)) in enumerate(zip(spoken, tokens, strict=True)):
+            after = self._after(message.role, spoken[i + 1].role if i + 1 < len(spoken) else None)
+            begin, end = self._frame_ids(message.role)
+            parts += [begin, ids, end, after]
+            start = position + 1 + header
+            position += len(ids) + 2
+            if self.supervise in (message.role, "both"):
+                supervised.append((start, position))  # the end token learns with its turn
+            position += len(after)
+        input_ids = np.concatenate(parts)
+        labels = np.full(len(input_ids), IGNORED, dtype=np.int32)
+        for start, stop in supervised:
+            labels[start:stop] = input_ids[start:stop]
+        cut = self.max_length is not None and len(input_ids) > self.max_length
+        return Encoded(conversation.id, input_ids[: self.max_length], labels[: self.max_length], cut)
+
+    def _lengths(self, messages: Sequence[Message], tokens: list[tuple[np.ndarray, int]]) -> list[int]:
+        spoken = _spoken(messages)
+        own = [len(self._opening(m.content, [])) for m in messages[: len(messages) - len(spoken)]]
+        separator = len(self.turns.between(self.format.separator, False, False))
+        around = {role: 2 + separator + len(self._before(role)) for role in ("user", "assistant")}
+        return own + [around[m.role] + len(ids) for m, (ids, _) in zip(spoken, tokens, strict=True)]
+
+    def _frame_ids(self, role: str) -> tuple[np.ndarray, np.ndarray]:
+        frame = self.format.frame(role)
+        return self.turns.between(frame.begin, False, False), self.turns.between(frame.end, False, False)
+
+    def _opening(self, system: str | None, spoken: Sequence[Message]) -> np.ndarray:
+        text = "" if system is None else self.format.render([Message("system", system)], None)[0]
+        if not spoken:
+            return self.turns.between(text, False, False)
+        return self.turns.between(text + self.format.opening(spoken[0].role) + self.format.begin, False, True)
+
+    def _before(self, role: str) -> np.ndarray:
+        """Header tokens before the begin token (dyadic: the speaker's name)."""
+        return self.turns.between(self.format.separator + self.format.opening(role) + self.format.begin, False, True)[
+            len(self.turns.between(self.format.separator, False, False)) :
         ]
-        if chosen:
-            opens, closes = np.asarray(chosen).T
-            # A token belongs to the turn in whose content it starts: one that straddles the header does not.
-            turn = np.searchsorted(opens, starts, side="right") - 1
-            inside = (turn >= 0) & (starts < closes[turn])
-        else:
-            inside = np.zeros(len(ids), dtype=bool)
-        labels = np.where(inside, ids, IGNORED).astype(np.int32)
-        cut = self.max_length is not None and len(ids) > self.max_length
-        return Encoded(conversation.id, ids[: self.max_length], labels[: self.max_length], cut)
+
+    def _after(self, role: str, next_role: str | None) -> np.ndarray:
+        end = self.format.frame(role).end + self.format.separator
+        if next_role is None:
+            return self.turns.between(end, True, False)
+        return self.turns.between(end + self.format.opening(next_role) + self.format.begin, True, True)
 
 
-def _starts(encoding) -> np.ndarray:
-    return np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.ids))
+def with_ending(conversation: Conversation) -> Conversation:
+    """An empty human turn after an answer that is known to be a session's last: the human says nothing more.
+
+    Its one supervised token is the end token, so no vocabulary grows, and any server shows such a reply as empty.
+    """
+    messages = conversation.messages
+    if not conversation.meta.get(ENDS_SESSION) or messages[-1].role != "assistant":
+        return conversation
+    return replace(conversation, messages=(*messages, Message("user", "")))
+
+
+def _batches(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
+    return (conversations[i : i + ENCODE_BATCH] for i in range(0, len(conversations), ENCODE_BATCH))
+
+
+def _spoken(messages: Sequence[Message]) -> Sequence[Message]:
+    """The turns after the system message, if the conversation brings one."""
+    return messages[1:] if messages and messages[0].role == "system" else messages
 
 
 # ---------------------------------------------------------------- splitting long conversations
@@ -249,7 +333,7 @@ def split_long(conversations: Sequence[Conversation], encoder: Encoder) -> list[
     limit is split between its turns, and a turn longer than the limit stands alone: the encoder cuts it and
     says so (``Encoded.cut``). No turn is lost, no segment is empty, a trailing user turn is kept.
     """
-    room = encoder.max_length - encoder.system_length()
+    room = encoder.max_length - max(map(encoder.system_length, ("user", "assistant")))
     lengths = encoder.turn_lengths(conversations)
     return [_segments(c, sizes, room) for c, sizes in zip(conversations, lengths, strict=True)]
 
@@ -265,13 +349,20 @@ def _segments(conversation: Conversation, lengths: list[int], room: int) -> list
         else:
             groups.append(list(unit))
             used = size
-    if len(groups) <= 1:
+    return cut_apart(conversation, groups)
+
+
+def cut_apart(conversation: Conversation, groups: Sequence[Sequence[int]]) -> list[Conversation]:
+    """A conversation's segments from the indices of their turns; only the last one may end the session."""
+    if len(groups) == 1 and len(groups[0]) == len(conversation.messages):
         return [conversation]
+    inside = {k: v for k, v in conversation.meta.items() if k != ENDS_SESSION} | {"session": conversation.session}
+    ending = {ENDS_SESSION: True} if conversation.meta.get(ENDS_SESSION) else {}
     return [
         Conversation(
             f"{conversation.id}/{number}",
             tuple(conversation.messages[i] for i in group),
-            {**conversation.meta, "session": conversation.session, "last_segment": number == len(groups) - 1},
+            inside | (ending if group[-1] == len(conversation.messages) - 1 else {}),
         )
         for number, group in enumerate(groups)
     ]
