@@ -11,7 +11,7 @@ from tiny_model import SPECIAL, conversations, sft, write_tiny_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from realm import training
+from realm import template, training
 from realm.conversation import Conversation, Message
 from realm.template import ASSISTANT_SYSTEM_PROMPT, IGNORED, USER_SYSTEM_PROMPT, Encoder, chat_format
 from realm.training import TrainingError
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(folder):
-    return training.load_tokenizer(str(folder))
+    return template.load_tokenizer(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,10 @@ def batch_of(rows, tokenizer):
 
 
 def plain_loss(model, batch):
-    """Logits of every token, the way of any textbook."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    """Logits of every token, padding masked, the way of any textbook."""
+    # Each row here ends with a supervised token, so what stands after its last one is padding.
+    real = (batch["labels"] != IGNORED).flip(1).cumsum(1).flip(1) > 0
+    logits = model(input_ids=batch["input_ids"], attention_mask=real.long()).logits
     targets = batch["labels"][:, 1:].reshape(-1)
     return functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum"
@@ -223,7 +225,7 @@ class PowerCut(Exception):
     pass
 
 
-def interrupted(monkeypatch, config, tokenizer, rows, folder, at_step, seed=1):
+def interrupted(monkeypatch, config, tokenizer, rows, folder, at_step, seed=1, valid=()):
     """Train until ``at_step`` and no further."""
     original = training._Progress.on_log
 
@@ -235,7 +237,7 @@ def interrupted(monkeypatch, config, tokenizer, rows, folder, at_step, seed=1):
     with monkeypatch.context() as patch:
         patch.setattr(training._Progress, "on_log", on_log)
         with pytest.raises(PowerCut):
-            training.train(fresh_model(config), tokenizer, rows, config, folder, seed)
+            training.train(fresh_model(config), tokenizer, rows, config, folder, seed, valid)
 
 
 def count_batches(monkeypatch):
@@ -318,6 +320,85 @@ def test_a_loss_that_is_no_number_names_its_conversations(folder, tokenizer, row
         model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0 on talk-\d\d, talk-\d\d"):
         training.train(model, tokenizer, rows, sft(folder), tmp_path, seed=1)
+
+
+# ---------------------------------------------------------------- validation
+
+
+@pytest.fixture(scope="module")
+def valid(tokenizer, chat):
+    return list(Encoder(tokenizer, chat, "user", 400).encode_all(conversations(40)[36:]))
+
+
+def evaluations(folder):
+    lines = (folder / "train_log.jsonl").read_text().splitlines()
+    return {r["step"]: r["eval_loss"] for r in map(json.loads, lines) if "eval_loss" in r}
+
+
+def mean_loss(model, rows, tokenizer):
+    found = training.likelihood(model, rows, tokenizer, "by hand")
+    return found.nll.sum() / found.tokens.sum()
+
+
+# Steps this long learn at first and then destroy what they learned.
+WILD = {"epochs": 3, "learning_rate": 0.1, "schedule": "constant", "eval_steps": 2, "checkpoint_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def wild(folder, tokenizer, rows, valid, tmp_path_factory):
+    config, out = sft(folder, **WILD), tmp_path_factory.mktemp("wild")
+    model = fresh_model(config)
+    log = training.train(model, tokenizer, rows, config, out, 1, valid)
+    return model, log, out
+
+
+def test_the_validation_loss_is_logged_as_often_as_asked_and_at_the_end(wild):
+    _, log, out = wild
+    assert list(evaluations(out)) == [2, 4, 6, 8, 9]
+    assert [r["step"] for r in log] == list(range(1, 10))
+
+
+def test_training_ends_with_the_best_adapter(wild, tokenizer, valid):
+    model, _, out = wild
+    losses = evaluations(out)
+    best = min(losses.values())
+    assert losses[9] > best * 1.05  # or this test would show nothing
+    assert mean_loss(model, valid, tokenizer) == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("at_step", [3, 5, 9])
+def test_a_resumed_run_finds_the_same_best_adapter(
+    wild, folder, tokenizer, rows, valid, tmp_path, monkeypatch, at_step
+):
+    whole, _, out = wild
+    config = sft(folder, **WILD)
+    interrupted(monkeypatch, config, tokenizer, rows, tmp_path, at_step, valid=valid)
+    model = fresh_model(config)
+    training.train(model, tokenizer, rows, config, tmp_path, 1, valid)
+    assert evaluations(tmp_path) == pytest.approx(evaluations(out), rel=1e-6)
+    for name, value in whole.named_parameters():
+        torch.testing.assert_close(dict(model.named_parameters())[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_full_fine_tune_ends_with_the_best_weights_too(folder, tokenizer, rows, valid, tmp_path):
+    config = sft(folder, **{**WILD, "method": "full"})
+    model = fresh_model(config)
+    training.train(model, tokenizer, rows, config, tmp_path, 1, valid)
+    assert mean_loss(model, valid, tokenizer) == pytest.approx(min(evaluations(tmp_path).values()), rel=1e-5)
+
+
+def test_evaluations_without_rows_are_refused(folder, tokenizer, rows, tmp_path):
+    config = sft(folder, eval_steps=2)
+    with pytest.raises(TrainingError, match="eval_steps is set, but there are no validation rows"):
+        training.train(fresh_model(config), tokenizer, rows, config, tmp_path, seed=1)
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(folder, tokenizer, rows, valid, tmp_path, monkeypatch):
+    config = sft(folder, eval_steps=2)
+    nothing = training.Likelihood(["talk"], np.array([np.nan]), np.array([1]))
+    monkeypatch.setattr(training, "likelihood", lambda *a: nothing)
+    with pytest.raises(TrainingError, match="the validation loss is nan at step 2"):
+        training.train(fresh_model(config), tokenizer, rows, config, tmp_path, 1, valid)
 
 
 def test_a_full_fine_tune_moves_every_weight(folder, tokenizer, rows, tmp_path):
@@ -423,6 +504,15 @@ def test_save_servable_writes_adapter_and_merged_as_safetensors(served, folder):
     assert pickled == []
     assert not list(out.glob(".*")) and not (out / "checkpoints").exists()
     assert (out / "base_model.txt").read_text().strip() == str(folder)
+
+
+def test_what_is_served_names_the_base_and_no_folder_of_this_machine(served, folder):
+    _, written, _ = served
+    texts = [p.read_text() for place in written.values() for p in place.iterdir() if p.suffix != ".safetensors"]
+    assert [t for t in texts if str(folder.parent) in t] == []
+    assert (
+        json.loads((written["adapter"] / "adapter_config.json").read_text())["base_model_name_or_path"] == folder.name
+    )
 
 
 def test_both_tokenizers_carry_the_flipped_template(served, tokenizer, chat):

@@ -2,15 +2,26 @@
 
 The loss needs logits only where a turn is supervised, a fifth of the tokens on the user's side: the output
 head is applied there alone, and tokens after the last supervised one are cut. Neither changes the loss.
+
+``python -m realm.training`` is the same training outside a notebook, for ``accelerate launch``: one process a GPU.
+An optimizer step then sees batch_size * accumulation * processes segments; the budget of tokens is that of all
+processes together. A full fine-tune is sharded over them (FSDP), adapters are repeated on each (DDP).
 """
 
 from __future__ import annotations
 
+import argparse
+import collections
 import contextlib
 import hashlib
+import io
+import itertools
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +29,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -37,11 +49,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from realm import assets
-from realm.conversation import Conversation, Message
-from realm.profile import SFT
-from realm.provenance import read_json, write_json
-from realm.template import IGNORED, ChatFormat, Encoded, Encoder
+from realm.conversation import Conversation, ConversationFileError, Message, load_conversations
+from realm.model_card import public_name
+from realm.profile import SFT, ProfileError, load_profile
+from realm.provenance import ArtefactError, atomic_path, read_json, write_json
+from realm.template import IGNORED, ChatFormat, Encoded, Encoder, TemplateError, chat_format, load_tokenizer, split_long
 
+FSDP_CONFIG = Path(__file__).resolve().parents[2] / "cluster" / "fsdp.yaml"
+TRAINED = "trained"  # where launched processes leave their weights: an adapter, or the whole model
 EVAL_BATCH_TOKENS = 2_048  # its logits over a vocabulary of 49,152, in bfloat16 and float32, take 0.6 GB at most
 
 # Bars of weights being loaded are noise in a notebook; ours show the long work.
@@ -53,11 +68,6 @@ class TrainingError(RuntimeError):
 
 
 # ---------------------------------------------------------------- models
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model: asset name, local folder or Hub repository."""
-    return AutoTokenizer.from_pretrained(assets.model(name))
 
 
 def compute_dtype(wanted: str) -> torch.dtype:
@@ -83,7 +93,8 @@ def load_base(config: SFT) -> PreTrainedModel:
         )
     if config.method == "full":
         dtype = torch.float32  # weights that are trained keep full precision; autocast computes in bfloat16
-    device_map = {"": torch.cuda.current_device()} if torch.cuda.is_available() and quantization else None
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # then no device holds a whole model
+    device_map = {"": torch.cuda.current_device()} if torch.cuda.is_available() and not sharded else None
     return AutoModelForCausalLM.from_pretrained(
         assets.model(config.base_model),
         dtype=dtype,
@@ -141,8 +152,7 @@ def select_rows(
     order = np.random.default_rng(seed).permutation(len(conversations))
     rows: list[Encoded] = []
     tokens = empty = seen = 0
-    bar = tqdm(total=max_tokens, desc="rows to train on", unit="tok", unit_scale=True)
-    with bar:
+    with _bar(total=max_tokens, desc="rows to train on", unit="tok", unit_scale=True) as bar:
         for first in range(0, len(order), 64):
             for row in encoder.encode_all([conversations[i] for i in order[first : first + 64]]):
                 if max_tokens is not None and tokens >= max_tokens:
@@ -164,6 +174,16 @@ def select_rows(
     return Selection(rows, tokens, sum(r.supervised for r in rows), empty, len(conversations) - seen)
 
 
+def rows_sha256(rows: Sequence[Encoded]) -> str:
+    """A hash of all tokens and labels, in order."""
+    return hashlib.sha256(b"".join(r.input_ids.tobytes() + r.labels.tobytes() for r in rows)).hexdigest()
+
+
+def _bar(**values: Any) -> tqdm:
+    """A text bar, on the main process alone."""
+    return tqdm(disable=os.environ.get("RANK", "0") != "0", **values)
+
+
 class _Rows(torch.utils.data.Dataset):
     def __init__(self, rows: Sequence[Encoded]):
         self.rows = rows
@@ -182,13 +202,11 @@ def collate(features: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
     shape = (len(features), longest)
     batch = {
         "input_ids": torch.full(shape, pad_id),
-        "attention_mask": torch.zeros(shape, dtype=torch.long),
         "labels": torch.full(shape, IGNORED),
     }
     for i, feature in enumerate(features):
         length = len(feature["input_ids"])
         batch["input_ids"][i, :length] = torch.from_numpy(feature["input_ids"].astype(np.int64))
-        batch["attention_mask"][i, :length] = 1
         batch["labels"][i, :length] = torch.from_numpy(feature["labels"].astype(np.int64))
     return {**batch, "ids": [f["id"] for f in features]}
 
@@ -196,24 +214,40 @@ def collate(features: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- loss
 
 
-def supervised_nll(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood (nats) of each supervised token, and the row each belongs to; both of shape (N,).
+def supervised_logits(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each of the N supervised tokens: logits (N, V) that foretell it, its id, its row and its column, (N,) each.
 
-    The head is applied at the columns where any row of the batch has a supervised next token
-    (``logits_to_keep`` of transformers' causal models), the rest of the logits are never computed.
+    The head sees the N hidden states before a supervised token and no other; the rest of the logits, most of
+    them, are never computed.
     """
     targets = batch["labels"][:, 1:]
     wanted = targets != IGNORED
-    columns = wanted.any(dim=0).nonzero().squeeze(1)
-    output = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        logits_to_keep=columns,
-        use_cache=False,
-    )
-    kept = wanted[:, columns]
-    loss = functional.cross_entropy(output.logits[kept].float(), targets[:, columns][kept], reduction="none")
-    return loss, kept.nonzero()[:, 0]
+    # No attention mask: rows are padded on the right, where causal attention never looks from a token of the row.
+    # Without one, attention runs by kernels that skip the upper triangle.
+    with _head_at(model, wanted):
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+    row, column = wanted.nonzero(as_tuple=True)
+    return logits, targets[wanted], row, column + 1
+
+
+@contextlib.contextmanager
+def _head_at(model: torch.nn.Module, wanted: torch.Tensor) -> Iterator[None]:
+    """The output head gets the hidden states at ``wanted``, (B, T - 1), as (N, hidden): its logits are (N, V)."""
+    # By a hook, because a call around the model's own forward would pass by what wraps it: DDP, FSDP, autocast.
+    head = getattr(model, "module", model).get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][wanted],))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def supervised_nll(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood (nats) of each supervised token, and the row each belongs to; both of shape (N,)."""
+    logits, targets, row, _ = supervised_logits(model, batch)
+    return functional.cross_entropy(logits.float(), targets, reduction="none"), row
 
 
 class _LengthGrouped(torch.utils.data.Sampler):
@@ -236,6 +270,11 @@ class _LengthGrouped(torch.utils.data.Sampler):
 class _SupervisedTrainer(Trainer):
     """transformers' Trainer with the loss above; batching, precision, devices, checkpoints stay its own."""
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, **values: Any):
+        pad_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        super().__init__(data_collator=lambda features: collate(features, pad_id), **values)
+        self.padding = tokenizer
+
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(r.input_ids) for r in self.train_dataset.rows]
         return _LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed)
@@ -243,13 +282,35 @@ class _SupervisedTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         ids = inputs.pop("ids")
         nll, _ = supervised_nll(model, inputs)
-        loss = nll.sum() / (num_items_in_batch if num_items_in_batch is not None else max(1, len(nll)))
+        # Gradients are averaged over processes, and the tokens counted are those of all of them.
+        loss = self.accelerator.num_processes * nll.sum() / num_items_in_batch
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step} on {', '.join(ids)}; "
                 "lower learning_rate or look at these conversations"
             )
         return (loss, None) if return_outputs else loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Nats per supervised token of the few validation rows, all of them on every process.
+
+        FSDP needs the same calls everywhere; and all must agree on which step was the best, to the last bit.
+        """
+        found = likelihood(self.model, self.eval_dataset.rows, self.padding, "validation")
+        [loss] = broadcast_object_list([float(found.nll.sum() / found.tokens.sum())])
+        if not math.isfinite(loss):
+            raise TrainingError(f"the validation loss is {loss} at step {self.state.global_step}; lower learning_rate")
+        metrics = {"eval_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _KeepEvaluated(TrainerCallback):
+    """What was evaluated is stored, at the last step too: the best is loaded from there."""
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_save = True
 
 
 class _Progress(TrainerCallback):
@@ -259,24 +320,26 @@ class _Progress(TrainerCallback):
         self.path, self.bar = path, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc="training",
-            unit="step",
-            disable=not state.is_world_process_zero,
-        )
+        self.bar = _bar(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        if state.is_world_process_zero:
+            # Steps after the checkpoint are done again: the log goes back to it too.
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(_log_line(r) for r in state.log_history), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+                handle.write(_log_line({"step": state.global_step, **(logs or {})}))
             if "loss" in (logs or {}):
                 self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
                 self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+def _log_line(record: dict[str, Any]) -> str:
+    return json.dumps({"step": record["step"], **record}) + "\n"
 
 
 def train(
@@ -286,18 +349,54 @@ def train(
     config: SFT,
     folder: str | Path,
     seed: int,
+    valid: Sequence[Encoded] = (),
 ) -> list[dict[str, float]]:
     """Fine-tune ``model`` in place; checkpoints go to ``folder/checkpoints`` and an interrupted run goes on there.
 
+    With ``config.eval_steps``, ``valid`` is evaluated every so many steps and at the end (``eval_loss`` in
+    ``train_log.jsonl``, nats per supervised token), and ``model`` ends as it was where that was lowest.
     Returns one record a step: ``step``, ``loss`` (nats per supervised token), ``learning_rate``, ``grad_norm``.
-    Raises TrainingError at the first non-finite loss.
+    Raises TrainingError at the first non-finite loss, naming the conversations of its batch.
     """
-    folder = Path(folder)
+    trainer = _trained(model, tokenizer, rows, config, Path(folder), seed, valid)
+    return [r for r in trainer.state.log_history if "loss" in r]
+
+
+def _trained(model, tokenizer, rows, config: SFT, folder: Path, seed: int, valid) -> _SupervisedTrainer:
+    """The trainer when it is done; under FSDP it holds the only whole view of the weights."""
     checkpoints = folder / "checkpoints"
-    content = hashlib.sha256(b"".join(r.input_ids.tobytes() + r.labels.tobytes() for r in rows)).hexdigest()
-    _drop_foreign_checkpoints(checkpoints, {"config": config.model_dump(), "seed": seed, "rows": content})
-    dtype = compute_dtype(config.compute_dtype)
-    arguments = TrainingArguments(
+    if config.eval_steps is not None and not valid:
+        raise TrainingError("eval_steps is set, but there are no validation rows; give some, or set it to null")
+    arguments = _arguments(config, checkpoints, seed)
+    if arguments.n_gpu > 1:
+        raise TrainingError("more than one GPU in one process; use `accelerate launch`, which starts one for each")
+    identity = {
+        "config": config.model_dump(),
+        "seed": seed,
+        "rows": rows_sha256(rows),
+        "valid": rows_sha256(valid),
+        "processes": arguments.world_size,  # they share out the rows: another number sees them in another order
+    }
+    with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
+            _drop_foreign_checkpoints(checkpoints, identity)
+            _drop_broken_checkpoints(checkpoints)
+    trainer = _SupervisedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Rows(rows),
+        eval_dataset=_Rows([r.without_tail() for r in valid]),
+        tokenizer=tokenizer,
+        callbacks=[_Progress(folder / "train_log.jsonl"), _KeepEvaluated()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    model.eval()
+    return trainer
+
+
+def _arguments(config: SFT, checkpoints: Path, seed: int) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
@@ -306,39 +405,36 @@ def train(
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,
         lr_scheduler_type=config.schedule,
-        bf16=dtype == torch.bfloat16 and config.method == "full",
+        bf16=compute_dtype(config.compute_dtype) == torch.bfloat16 and config.method == "full",
         activation_checkpointing=config.gradient_checkpointing,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is no number stops the run; it is not averaged away
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
-        save_total_limit=1,
+        save_total_limit=1,  # the last one, and the best if that is another
+        eval_strategy="no" if config.eval_steps is None else "steps",
+        eval_steps=config.eval_steps,
+        load_best_model_at_end=config.eval_steps is not None,
+        metric_for_best_model="loss",
+        greater_is_better=False,
         seed=seed,
         data_seed=seed,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # an adapter's weights all take part in every pass
         use_cpu=not torch.cuda.is_available(),
     )
-    trainer = _SupervisedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=_Rows(rows),
-        data_collator=lambda features: collate(features, tokenizer.pad_token_id or tokenizer.eos_token_id),
-        callbacks=[_Progress(folder / "train_log.jsonl")],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
-    model.eval()
-    return [r for r in trainer.state.log_history if "loss" in r]
 
 
-def _last_whole_checkpoint(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was written to its end; what the Trainer writes last is its state."""
+def _drop_broken_checkpoints(checkpoints: Path) -> None:
+    """Keep what was written to its end: the Trainer writes its state last, and half a JSON file does not parse."""
     for folder in checkpoints.glob("checkpoint-*"):
-        if not (folder / "trainer_state.json").is_file():
+        try:
+            read_json(folder / "trainer_state.json")
+        except ArtefactError:
             shutil.rmtree(folder)
-    return get_last_checkpoint(str(checkpoints))
 
 
 def _drop_foreign_checkpoints(checkpoints: Path, identity: dict[str, Any]) -> None:
@@ -346,7 +442,6 @@ def _drop_foreign_checkpoints(checkpoints: Path, identity: dict[str, Any]) -> No
     marker = checkpoints / "identity.json"
     if checkpoints.exists() and (not marker.exists() or read_json(marker) != json.loads(json.dumps(identity))):
         shutil.rmtree(checkpoints)
-        (checkpoints.parent / "train_log.jsonl").unlink(missing_ok=True)
     if not marker.exists():
         write_json(marker, identity)
 
@@ -367,7 +462,7 @@ class Likelihood:
         return math.exp(self.nll.sum() / self.tokens.sum())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def likelihood(
     model: torch.nn.Module, rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, desc: str
 ) -> Likelihood:
@@ -375,21 +470,29 @@ def likelihood(
     rows = [r.without_tail() for r in rows if r.supervised]
     if not rows:
         raise TrainingError("no held-out conversation has a supervised token")
-    device = next(model.parameters()).device
     nll, tokens = np.zeros(len(rows)), np.array([r.supervised for r in rows])
+    for indices, batch in held_out_batches(model, rows, tokenizer, desc):
+        losses, owner = supervised_nll(model, batch)
+        sums = torch.zeros(len(indices), dtype=torch.float64, device=losses.device)
+        nll[indices] = sums.index_add_(0, owner, losses.double()).cpu().numpy()
+    return Likelihood([r.id for r in rows], nll, tokens)
+
+
+def held_out_batches(
+    model: torch.nn.Module, rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, desc: str
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """Indices and tensors on the model's device, rows of similar length together, the model in evaluation mode."""
+    device = next(model.parameters()).device
     pad_id = tokenizer.pad_token_id or tokenizer.eos_token_id
     was_training = model.training
     model.eval()
-    with tqdm(total=len(rows), desc=desc, unit="conv") as bar:
+    with _bar(total=len(rows), desc=desc, unit="conv") as bar:
         for indices in _batches_by_length([len(r.input_ids) for r in rows]):
             batch = collate([_Rows(rows)[i] for i in indices], pad_id)
             batch.pop("ids")
-            losses, owner = supervised_nll(model, {k: v.to(device) for k, v in batch.items()})
-            sums = torch.zeros(len(indices), dtype=torch.float64, device=device).index_add_(0, owner, losses.double())
-            nll[indices] = sums.cpu().numpy()
+            yield indices, {k: v.to(device) for k, v in batch.items()}
             bar.update(len(indices))
     model.train(was_training)
-    return Likelihood([r.id for r in rows], nll, tokens)
 
 
 def _batches_by_length(lengths: list[int]) -> Iterator[list[int]]:
@@ -456,6 +559,7 @@ def save_servable(
     merged = model
     if isinstance(model, PeftModel):
         written["adapter"] = _replace_folder(folder / "adapter", lambda d: _save(model, tokenizer, template, d))
+        _name_base(written["adapter"], config.base_model)
         base = AutoModelForCausalLM.from_pretrained(
             assets.model(config.base_model), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
@@ -464,7 +568,8 @@ def save_servable(
     written["merged"] = _replace_folder(folder / "merged", lambda d: _save(merged, tokenizer, template, d))
     # Servers need to know whose vocabulary this is.
     (folder / "base_model.txt").write_text(config.base_model + "\n", encoding="utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for done_with in ("checkpoints", TRAINED):
+        shutil.rmtree(folder / done_with, ignore_errors=True)
     return written
 
 
@@ -477,6 +582,16 @@ def _save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, template: 
         tokenizer.chat_template = before
 
 
+def _name_base(folder: Path, base_model: str) -> None:
+    """peft notes from where the base was loaded: a path of this machine, where its name would serve anywhere.
+
+    The README.md that peft adds holds the path too, and nothing that ``realm.model_card`` does not say better.
+    """
+    path = folder / "adapter_config.json"
+    write_json(path, {**read_json(path), "base_model_name_or_path": public_name(base_model)})
+    (folder / "README.md").unlink(missing_ok=True)
+
+
 def _replace_folder(folder: Path, write) -> Path:
     """Write a folder beside its place, then move it there: it is whole or not there."""
     workspace = folder.with_name(f".{folder.name}.partial")
@@ -486,3 +601,167 @@ def _replace_folder(folder: Path, write) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     workspace.rename(folder)
     return folder
+
+
+# ---------------------------------------------------------------- one process a GPU
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training stage by names and files, from which every process comes to the same rows by itself.
+
+    ``profile``: a name or path; ``block``: usergpt_sft or realm_sft; ``train``, ``valid``: conversation files, the
+    second read only if the block has ``eval_steps``; ``folder``: where log and checkpoints go.
+    """
+
+    profile: str
+    block: str
+    train: Path
+    valid: Path | None
+    folder: Path
+    seed: int
+
+    @property
+    def config(self) -> SFT:
+        return getattr(load_profile(self.profile), self.block)
+
+    def encoder(self) -> Encoder:
+        """As the notebooks build it."""
+        dialogue, config = load_profile(self.profile).dialogue, self.config
+        tokenizer = load_tokenizer(config.base_model)
+        chat = chat_format(dialogue.template, tokenizer)
+        return Encoder(tokenizer, chat, config.supervise, dialogue.max_length, ending=config.learn_ending)
+
+    def rows(self, encoder: Encoder) -> list[Encoded]:
+        """What to train on. Simulated conversations come whole and are split here, ShareGPT's were by notebook 01."""
+        conversations = load_conversations(self.train)
+        if self.block == "realm_sft":
+            conversations = [s for parts in split_long(conversations, encoder) for s in parts]
+        return select_rows(conversations, encoder, self.config.max_train_tokens, self.seed).rows
+
+    def held_out(self, encoder: Encoder) -> list[Encoded]:
+        """``eval_conversations`` rows, the same each time, whose loss says which step was the best."""
+        if self.config.eval_steps is None or self.valid is None:
+            return []
+        conversations = load_conversations(self.valid)
+        order = np.random.default_rng(self.seed).permutation(len(conversations))
+        rows = encoder.encode_all([conversations[i] for i in order])
+        return list(itertools.islice((r for r in rows if r.supervised), self.config.eval_conversations))
+
+    def command(self) -> list[str]:
+        """The command line's words for it."""
+        values = {"profile": self.profile, "block": self.block, "train": self.train, "out": self.folder}
+        values |= {"seed": self.seed} | ({"valid": self.valid} if self.valid is not None else {})
+        return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def launch_or_train(
+    model: torch.nn.Module, encoder: Encoder, rows: Sequence[Encoded], job: Job
+) -> list[dict[str, float]]:
+    """``train``, in one process for each GPU where there are several, else right here; the same result in ``model``.
+
+    Raises TrainingError as ``train`` does, and if a launched process failed or came to other rows than ``rows``.
+    """
+    processes = torch.cuda.device_count()
+    if processes < 2:
+        return train(model, encoder.tokenizer, rows, job.config, job.folder, job.seed, job.held_out(encoder))
+    place = next(model.parameters()).device
+    if job.config.method != "qlora":  # four-bit weights are small, and stay on the device that packed them
+        model.to("cpu")
+        torch.cuda.empty_cache()
+    _run([*_launcher(job.config, processes), *job.command(), "--rows", rows_sha256(rows)])
+    _load_trained(model, job.folder / TRAINED)
+    model.to(place).eval()
+    lines = (job.folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [r for r in map(json.loads, lines) if "loss" in r]
+
+
+def _launcher(config: SFT, processes: int) -> list[str]:
+    """accelerate's launcher: FSDP for all weights, DDP for adapters."""
+    sharing = ["--config_file", str(FSDP_CONFIG)] if config.method == "full" else ["--multi_gpu"]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    count = ["--num_processes", str(processes), "--main_process_port", "0"]  # 0: any port that is free
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*launch, *sharing, *(plain if config.method != "full" else []), *count, "--module", "realm.training"]
+
+
+def _run(command: list[str]) -> None:
+    """Run ``command`` as a child that cannot outlive this process; its bars show here as they come."""
+    last: collections.deque[str] = collections.deque(maxlen=200)
+    with subprocess.Popen(
+        [sys.executable, "-m", "realm.guard", *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        try:
+            # A bar moves by carriage returns: they end a line too, or nothing would show until it is full.
+            for line in io.TextIOWrapper(child.stderr, errors="replace", newline=""):
+                last.append(line)
+                sys.stderr.write(line)
+        finally:
+            child.stdin.close()
+    if child.returncode:
+        # Of all that a launcher prints about its processes, the line that one of them meant for the reader.
+        reasons = [line for line in last if line.startswith("error: ")] or [*last, "no message"]
+        raise TrainingError(f"a launched process failed: {reasons[-1].removeprefix('error: ').strip()}")
+
+
+def _load_trained(model: torch.nn.Module, folder: Path) -> None:
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    else:
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
+
+
+def _write_trained(trainer: _SupervisedTrainer, folder: Path) -> None:
+    """All processes call it, since each may hold a part of the weights; the main one writes."""
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    if trainer.is_world_process_zero():
+        whole = trainer.accelerator.unwrap_model(trainer.model)
+        _replace_folder(folder, lambda d: whole.save_pretrained(d, state_dict=weights))
+    trainer.accelerator.wait_for_everyone()
+
+
+def _train_job(job: Job, expected: str | None) -> None:
+    encoder = job.encoder()
+    rows = job.rows(encoder)
+    if expected not in (None, rows_sha256(rows)):
+        raise TrainingError(f"{job.train} gives other rows here than in the notebook that launched this; run it again")
+    model = add_adapter(load_base(job.config), job.config, job.seed)
+    trainer = _trained(model, encoder.tokenizer, rows, job.config, job.folder, job.seed, job.held_out(encoder))
+    _write_trained(trainer, job.folder / TRAINED)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train one stage; under ``accelerate launch`` each process calls it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m realm.training",
+        description=f"Train one stage, alone or under `accelerate launch`. Writes train_log.jsonl and {TRAINED}/ "
+        "(an adapter, or the whole model); called again after an interruption, it goes on at the last checkpoint.",
+    )
+    parser.add_argument("--profile", required=True, help="a name in profiles/, or the path of a YAML file")
+    parser.add_argument("--block", required=True, choices=["usergpt_sft", "realm_sft"], help="of the profile")
+    parser.add_argument("--train", required=True, type=Path, help="conversations to train on, JSON lines")
+    parser.add_argument("--valid", type=Path, help="held-out conversations; needed if the block has eval_steps")
+    parser.add_argument("--out", required=True, type=Path, help="folder for log, checkpoints and result")
+    parser.add_argument("--seed", type=int, help="default: the profile's")
+    parser.add_argument("--rows", help="refuse to train on rows of another hash than this (notebooks give it)")
+    given = parser.parse_args(arguments)
+    state = PartialState(cpu=not torch.cuda.is_available())  # before the model: it chooses each process's device
+    try:
+        seed = load_profile(given.profile).seed if given.seed is None else given.seed
+        _train_job(Job(given.profile, given.block, given.train, given.valid, given.out, seed), given.rows)
+    except (
+        TrainingError,
+        TemplateError,
+        ProfileError,
+        ArtefactError,
+        ConversationFileError,
+        assets.AssetError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    state.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
