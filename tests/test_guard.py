@@ -108,10 +108,11 @@ def test_the_child_ends_when_the_guard_is_told_to_end(file):
         assert wait_until(lambda: is_gone(child))
 
 
-def test_an_interrupt_at_the_terminal_is_left_to_the_parent(file):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_from_the_terminal_is_left_to_the_parent(file, number):
     with guarded(sys.executable, "-c", LIVES_ON, str(file)) as process:
         child = pid_in(file)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
         assert not is_gone(child)

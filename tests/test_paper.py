@@ -2,8 +2,9 @@ import pandas as pd
 import pytest
 
 from realm import paper
-from realm.cleaning import paper_steps
+from realm.cleaning import steps
 from realm.mt_bench import CATEGORIES
+from realm.template import Encoder, chat_format
 
 SHOWN = [
     "platolm-7b",
@@ -55,12 +56,14 @@ def test_every_published_block_names_its_source():
     assert all(len(block["source"]) > 10 for block in blocks.values())
 
 
-def test_the_funnel_falls_and_every_step_of_it_has_one_of_ours():
+def test_the_funnel_falls_and_every_step_of_it_has_one_of_ours(byte_level):
     funnel = paper.funnel()
     assert funnel.sessions.iloc[0] == 90_664
     # One step of the source splits and gains four sessions, by its own count.
     assert (funnel.sessions.diff().dropna() <= 4).all()
-    ours = [step.name for step in paper_steps((), lambda conversations: [[c] for c in conversations])]
+    encoder = Encoder(byte_level, chat_format("chatml", byte_level), "user", 64)
+    rules = steps("paper", encoder, near_duplicate_threshold=0.7, replace_private_data=False)
+    ours = [step.name for step in rules]
     assert set(funnel.ours) - {"read"} <= set(ours)
 
 

@@ -106,6 +106,15 @@ def test_a_profile_block_changes_its_own_stages(profile, tmp_path, block, values
 
 
 @pytest.mark.usefixtures("same_code")
+def test_a_larger_budget_runs_the_stage_again_and_goes_on_with_what_was_begun(profile, tmp_path):
+    stage, budget = STAGES[2], profile.simulation.budget
+    other = with_value(profile, "simulation", budget=budget.model_copy(update={"requests": 9}))
+    assert changed(prints(profile, tmp_path), prints(other, tmp_path)) == {"03"}
+    begun = [fingerprint(stage, p, 1, tmp_path, budget=False) for p in (profile, other)]
+    assert begun[0] == begun[1]
+
+
+@pytest.mark.usefixtures("same_code")
 def test_the_seed_changes_every_stage(profile, tmp_path):
     assert len(changed(prints(profile, tmp_path, 1), prints(profile, tmp_path, 2))) == 6
 
@@ -529,7 +538,7 @@ def test_a_second_process_is_refused_in_one_line(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- the command line
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "cpu-long", "gpu", "paper"])
 @pytest.mark.usefixtures("same_code")
 def test_a_dry_run_describes_every_stage(name, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("REALM_RUNS", str(tmp_path))

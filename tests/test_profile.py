@@ -56,7 +56,7 @@ def complaint_about(tmp_path):
 
 
 def test_the_four_profiles_are_there():
-    assert {"smoke", "cpu", "gpu", "paper"} <= set(NAMES)
+    assert {"smoke", "cpu", "cpu-long", "gpu", "paper"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,8 +108,44 @@ WRONG = [
     ("usergpt_sft.gradient_checkpointing", "no", "not 'no'; allowed: bool"),
     ("usergpt_sft.learning_rate", "3e-4", "not '3e-4'; allowed: float > 0, < 1"),
     ("usergpt_sft.max_train_tokens", "all", "not 'all'; allowed: int or null >= 1000"),
+    ("usergpt_sft.eval_steps", ..., "usergpt_sft.eval_steps: missing; allowed: int or null >= 1"),
+    ("usergpt_sft.eval_steps", 0, "input should be greater than or equal to 1, not 0; allowed: int or null >= 1"),
+    ("usergpt_sft.eval_steps", "often", "not 'often'; allowed: int or null >= 1"),
     ("dialogue.max_length", 63, "dialogue.max_length: input should be greater than or equal to 64, not 63"),
     ("data_inspection.test_share", 0.5, "data_inspection.test_share: input should be less than 0.5, not 0.5"),
+    (
+        "data_inspection.preset",
+        "strict",
+        "data_inspection.preset: 'strict' is not allowed; allowed: 'paper' or 'fixed'",
+    ),
+    ("data_inspection.preset", ..., "data_inspection.preset: missing; allowed: paper or fixed"),
+    ("data_inspection.near_duplicate_threshold", 0.2, "not 0.2; allowed: float >= 0.3, <= 1"),
+    ("data_inspection.near_duplicate_threshold", 1.1, "not 1.1; allowed: float >= 0.3, <= 1"),
+    ("data_inspection.near_duplicate_threshold", "0.7", "not '0.7'; allowed: float >= 0.3, <= 1"),
+    ("data_inspection.near_duplicate_threshold", ..., "missing; allowed: float >= 0.3, <= 1"),
+    ("data_inspection.replace_private_data", "yes", "not 'yes'; allowed: bool"),
+    ("data_inspection.replace_private_data", 1, "not 1; allowed: bool"),
+    ("data_inspection.embedder", 5, "not 5; allowed: str"),
+    ("data_inspection.embedder", None, "not None; allowed: str"),
+    ("data_inspection.topics", 1, "not 1; allowed: int >= 2, <= 40"),
+    ("data_inspection.topics", 41, "not 41; allowed: int >= 2, <= 40"),
+    ("data_inspection.topic_turns", 9, "not 9; allowed: int >= 10"),
+    ("data_inspection.topic_turns", 99.5, "not 99.5; allowed: int >= 10"),
+    ("data_inspection.duplicates", True, "data_inspection.duplicates: unknown key; allowed: source, max_conversations"),
+    ("simulation.simulator", "human", "allowed: 'usergpt', 'roleplay' or 'replay'"),
+    ("simulation.simulator", ..., "simulation.simulator: missing; allowed: usergpt or roleplay or replay"),
+    ("simulation.guardrails", ..., "simulation.guardrails: missing"),
+    ("simulation.guardrails.retries", 1, "allowed: resample_tries, max_turn_characters, role_drift"),
+    ("simulation.guardrails.resample_tries", 11, "not 11; allowed: int >= 0, <= 10"),
+    ("simulation.guardrails.max_turn_characters", 0, "not 0; allowed: int or null >= 1"),
+    ("simulation.guardrails.role_drift", "yes", "not 'yes'; allowed: bool"),
+    ("simulation.budget", ..., "simulation.budget: missing"),
+    ("simulation.budget.euros", 1, "allowed: requests, tokens, dollars, user_price, responder_price"),
+    ("simulation.budget.requests", 0, "not 0; allowed: int or null >= 1"),
+    ("simulation.budget.tokens", 1.5, "not 1.5; allowed: int or null >= 1"),
+    ("simulation.budget.dollars", 0, "not 0; allowed: float or null > 0"),
+    ("simulation.budget.user_price", {"prompt": 1.0}, "simulation.budget.user_price.completion: missing"),
+    ("simulation.budget.user_price", {"prompt": -1, "completion": 1}, "not -1; allowed: float >= 0"),
     ("simulation.user.temperature", 2.5, "not 2.5; allowed: float >= 0, <= 2"),
     ("simulation.responder.top_p", 0, "not 0; allowed: float > 0, <= 1"),
     ("dialogue.template", "alpaca", "dialogue.template: 'alpaca' is not allowed; allowed: 'chatml' or 'dyadic'"),
@@ -134,10 +170,46 @@ def test_a_block_that_is_no_block_is_refused_by_name(values, complaint_about):
     assert complaint_about(values).startswith("dialogue: ")
 
 
+def test_a_checkpoint_between_evaluations_is_refused(values, complaint_about):
+    spoil(values, "usergpt_sft.checkpoint_steps", 10)
+    spoil(values, "usergpt_sft.eval_steps", 4)
+    assert complaint_about(values) == "usergpt_sft: checkpoint_steps must be a multiple of eval_steps, 4"
+
+
 def test_nothing_to_simulate_is_refused(values, complaint_about):
     spoil(values, "simulation.free", 0)
     spoil(values, "simulation.seeded", 0)
     assert complaint_about(values) == "simulation: free and seeded are both 0: nothing to simulate"
+
+
+def test_a_budget_of_dollars_needs_a_price(values, complaint_about):
+    spoil(values, "simulation.budget.dollars", 5)
+    assert complaint_about(values).startswith("simulation.budget: dollars needs user_price or responder_price")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"simulator": "replay"}, "simulator replay takes its turns from seed_source: free must be 0"),
+        ({"simulator": "replay", "free": 0}, "simulator replay needs user: null"),
+        ({"user": None}, "simulator usergpt needs a user endpoint"),
+    ],
+)
+def test_a_replay_has_no_user_to_ask_and_others_have(values, complaint_about, changes, expected):
+    values["simulation"].update(changes)
+    assert complaint_about(values) == f"simulation: {expected}"
+
+
+def test_a_replay_without_user_is_accepted(values, tmp_path):
+    values["simulation"].update(simulator="replay", free=0, user=None)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert load_profile(path).simulation.user is None
+
+
+def test_the_paper_has_no_guardrails():
+    rules = load_profile("paper").simulation.guardrails
+    assert rules.model_dump() == {"resample_tries": 0, "max_turn_characters": None, "role_drift": False}
 
 
 @pytest.mark.parametrize(

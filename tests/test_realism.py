@@ -7,7 +7,7 @@ from stub_server import StubServer
 from realm import realism
 from realm.conversation import Conversation, Message
 from realm.endpoint import Address, Client
-from realm.simulation import ROLEPLAY, USERGPT
+from realm.simulators import ROLEPLAY, USERGPT
 
 # With two or three texts some resamples hold one text alone, and no pair of different ones.
 pytestmark = [

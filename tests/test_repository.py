@@ -120,8 +120,8 @@ def test_the_lock_holds_every_pin_and_nothing_but_versions():
 
 CODE = re.findall(r"```.*?```|`[^`\n]+`", README, re.DOTALL)
 LINKS = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-# Written by a run, by set-up or by the reader, so not in the tree.
-MADE_LATER = ("runs/", ".venv/", "~", "mine.yaml", "report.html", "metrics.json", "manifest.json")
+# Written by a run, by set-up or by the reader, so not in the tree; 2/8 is a share.
+MADE_LATER = ("2/8", "runs/", ".venv/", "~", "mine.yaml", "report.html", "metrics.json", "manifest.json")
 FILE = re.compile(
     r"[\w./~<>-]+\.(?:ipynb|py|sh|toml|lock|yml|yaml|cff|md|json|csv|png|html|slurm)\b|[\w.~<>-]+/[\w./<>-]*"
 )
@@ -141,14 +141,25 @@ def test_every_path_the_readme_names_exists():
     assert [p for p in missing if report.REFERENCE_METRICS.exists() or not p.startswith("figures/")] == []
 
 
+def options(text):
+    return set(re.findall(r"--[a-z][\w-]*", text))
+
+
+def help_of(*command):
+    return subprocess.run([*command, "--help"], capture_output=True, text=True).stdout
+
+
 def test_every_option_the_readme_names_exists():
-    shown = subprocess.run([REPOSITORY / "run_all.sh", "--help"], capture_output=True, text=True).stdout
-    known = set(re.findall(r"--[a-z][\w-]*", shown))
-    lines = [line for span in CODE for line in span.strip("`").splitlines()]
+    lines = [line.split("#")[0] for span in CODE for line in span.strip("`").splitlines()]
+    chat = [line for line in lines if "realm.chat" in line]
+    simulation = [line for line in lines if "realm.simulation" in line]
     own = [line for line in lines if "run_all.sh" in line or line.startswith("--")]
-    named = {option for line in own for option in re.findall(r"--[a-z][\w-]*", line.split("#")[0])}
-    assert {"--test", "--profile", "--only"} <= named
-    assert named <= known
+    run_all, chats, shares = (options("\n".join(found)) for found in (own, chat, simulation))
+    assert {"--test", "--profile", "--only"} <= run_all
+    assert {"--model", "--as", "--base-url"} <= chats
+    assert run_all <= options(help_of(REPOSITORY / "run_all.sh"))
+    assert chats <= options(help_of(sys.executable, "-m", "realm.chat"))
+    assert {"--shard", "--merge"} <= shares <= options(help_of(sys.executable, "-m", "realm.simulation"))
 
 
 def test_every_module_the_readme_runs_exists():

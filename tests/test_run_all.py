@@ -30,7 +30,7 @@ def test_help_lists_every_option(option):
     done = run_all(option)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: ./run_all.sh")
-    for name in ("--profile", "--from", "--only", "--force", "--dry-run", "--publish", "--test"):
+    for name in ("--profile", "--from", "--only", "--force", "--dry-run", "--gpus", "--publish", "--test"):
         assert name in done.stdout
     assert "REALM_CACHE" in done.stdout and "REALM_RUNS" in done.stdout
 
@@ -64,12 +64,12 @@ def test_an_option_without_its_value(option):
 def test_an_unknown_profile_is_one_line_with_those_there_are(tmp_path):
     done = run_all("--profile", "laptop", REALM_RUNS=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith("error: laptop: no such profile; there are cpu, gpu, paper, smoke")
+    assert done.stderr.startswith("error: laptop: no such profile; there are cpu, cpu-long, gpu, paper, smoke")
     assert done.stderr.count("\n") == 1
 
 
 @FITTING
-@pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "cpu-long", "gpu", "paper"])
 def test_a_dry_run_prints_the_six_stages_and_writes_nothing(profile, tmp_path):
     done = run_all("--dry-run", "--profile", profile, REALM_RUNS=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
@@ -100,6 +100,12 @@ def test_a_dry_run_of_one_stage(tmp_path):
 def test_a_dry_run_from_a_stage_on(tmp_path):
     done = run_all("--dry-run", "--profile", "smoke", "--from", "04", REALM_RUNS=str(tmp_path))
     assert done.stdout.startswith("04 04_realm_sft")
+
+
+@FITTING
+def test_a_dry_run_estimates_for_the_gpus_asked_for(tmp_path):
+    done = run_all("--dry-run", "--profile", "paper", "--only", "2", "--gpus", "8", REALM_RUNS=str(tmp_path))
+    assert "full, 8" in done.stdout
 
 
 @FITTING

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import sqlite3
+from dataclasses import replace
 
 import pytest
 from stub_server import BAD_KEY, BROKEN, TOO_LONG, StubServer
@@ -8,25 +9,28 @@ from stub_server import BAD_KEY, BROKEN, TOO_LONG, StubServer
 from realm import display, simulation
 from realm.conversation import Conversation, Message
 from realm.endpoint import Address, Client
-from realm.simulation import (
-    RESPONDER_SYSTEM_PROMPT,
-    ROLEPLAY,
-    USERGPT,
-    Journal,
-    Simulation,
-    SimulationError,
-    journal_path,
-    plan,
-    turn_seed,
-)
+from realm.journal import Journal, SimulationError, journal_path
+from realm.profile import Budget, Guardrails
+from realm.simulation import RESPONDER_SYSTEM_PROMPT, Simulation
+from realm.simulators import ROLEPLAY, USERGPT, turn_seed
+from realm.starts import plan
 from realm.template import USER_SYSTEM_PROMPT, ChatFormat
 
 HEADERS = {role: f"<{role}>" for role in ("system", "user", "assistant")}
-FORMAT = ChatFormat("test", HEADERS, dict.fromkeys(HEADERS, "<end>"), "\n", ("<user>", "<end>"))
+FORMAT = ChatFormat("test", "<user>", HEADERS, dict.fromkeys(HEADERS, "<end>"), "\n", ("<user>", "<end>"))
 SEEDS = [
     Conversation(f"seed-{i}", (Message("user", f"Question {i}?"), Message("assistant", f"Answer {i}.")))
     for i in range(5)
 ]
+
+
+OFF = Guardrails(resample_tries=0, max_turn_characters=None, role_drift=False)
+FREE = Budget(requests=None, tokens=None, dollars=None, user_price=None, responder_price=None)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(simulation, "PAUSES", (0.0,) * len(simulation.PAUSES))
 
 
 @pytest.fixture
@@ -38,9 +42,10 @@ def servers():
 class Stage:
     """One run of the simulation: settings in, conversations out; what the servers were asked stays with them."""
 
-    def __init__(self, servers, folder, simulator=USERGPT, max_rounds=3, seed=7, **endpoint):
+    def __init__(self, servers, folder, simulator=USERGPT, max_rounds=3, seed=7, rules=OFF, budget=FREE, **endpoint):
         self.servers, self.folder, self.simulator = servers, folder, simulator
         self.max_rounds, self.seed, self.endpoint = max_rounds, seed, endpoint
+        self.rules, self.budget = rules, budget
 
     def run(self, starts):
         return asyncio.run(self.simulate(starts))
@@ -48,11 +53,11 @@ class Stage:
     async def simulate(self, starts):
         block = lambda server: server.endpoint(**{"context_length": 2048, **self.endpoint})  # noqa: E731
         user, responder = (
-            Client(Address(server.url, "stub"), block(server), role)
+            server and Client(Address(server.url, "stub"), block(server), role)
             for server, role in zip(self.servers, ("user", "responder"), strict=True)
         )
         async with contextlib.AsyncExitStack() as stack:
-            for client in (user, responder):
+            for client in filter(None, (user, responder)):
                 stack.push_async_callback(client.close)
             with contextlib.closing(Journal(self.folder / "journal.sqlite")) as journal:
                 engine = Simulation(
@@ -64,9 +69,14 @@ class Stage:
                     self.seed,
                     lambda text: len(text.split()),
                     FORMAT,
+                    self.rules,
+                    self.budget,
                 )
-                conversations = await engine.run(starts)
-                self.resumed_turns, self.usage = engine.resumed_turns, journal.usage()
+                try:
+                    conversations = await engine.run(starts)
+                finally:
+                    self.resumed_turns, self.usage = engine.resumed_turns, journal.usage()
+                    self.interventions, self.ended = journal.interventions(), journal.ended()
         return conversations
 
 
@@ -128,7 +138,7 @@ def test_a_role_playing_user_is_greeted_once_and_only_at_the_opening(servers, tm
 def test_tokens_are_summed_by_speaker(servers, tmp_path):
     stage = Stage(servers, tmp_path)
     stage.run(plan(2, 0, []))
-    assert stage.usage == {"user": (42, 18), "assistant": (42, 18)}  # six turns each, 7 tokens read and 3 written
+    assert stage.usage == {"user": (6, 42, 18), "assistant": (6, 42, 18)}  # six turns each, 7 tokens read and 3 written
 
 
 # ---------------------------------------------------------------- ends
@@ -167,6 +177,36 @@ def test_end_empty_turn(servers, tmp_path):
     servers[0].script = ["Something?", "  \n"]
     reason, said = ended(servers, tmp_path)
     assert (reason, len(said)) == ("empty_turn", 2)
+
+
+def test_end_user_ended(servers, tmp_path):
+    servers[0].script = ["Something?", ""]
+    silent = replace(simulation.USERGPT, falls_silent=True)
+    reason, said = ended(servers, tmp_path, simulator=silent)
+    assert (reason, len(said)) == ("user_ended", 2)
+
+
+def test_silence_before_anything_was_said_is_no_ending(servers, tmp_path):
+    servers[0].script = [""]
+    silent = replace(simulation.USERGPT, falls_silent=True)
+    assert ended(servers, tmp_path, simulator=silent) == ("empty_turn", [])
+
+
+def test_end_user_failed(servers, tmp_path):
+    servers[0].script = ["Something?", BROKEN]
+    reason, said = ended(servers, tmp_path)
+    assert (reason, len(said)) == ("user_failed", 2)
+
+
+def test_end_answers_as_assistant(servers, tmp_path):
+    servers[0].script = ["Something?", "Hello! How can I help you today?"]
+    reason, said = ended(servers, tmp_path, rules=OFF.model_copy(update={"role_drift": True}))
+    assert (reason, len(said)) == ("answers_as_assistant", 2)
+
+
+def test_end_budget_spent(servers, tmp_path):
+    reason, said = ended(servers, tmp_path, budget=FREE.model_copy(update={"requests": 3}))
+    assert (reason, len(said)) == ("budget_spent", 3)
 
 
 @pytest.mark.parametrize("answer", [BROKEN, " ", "<end>"])

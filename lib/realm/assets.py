@@ -141,6 +141,11 @@ def hashes(names: list[str]) -> dict[str, str]:
     return {n: ASSETS[n].sha256 for n in names if n in ASSETS}
 
 
+def licence(name: str) -> str | None:
+    """The licence of an asset; None for what is none, since nobody looked it up."""
+    return ASSETS[name].licence if name in ASSETS else None
+
+
 def fetch(name: str) -> Path:
     """The path of an asset's file or folder; downloaded, verified and unpacked if it is not there intact.
 

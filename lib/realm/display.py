@@ -10,6 +10,7 @@ import pandas as pd
 from IPython.display import HTML, Image
 
 from realm.conversation import Conversation, Message
+from realm.funnel import Example, StepReport
 from realm.provenance import Metrics
 from realm.report import interval, number
 
@@ -50,6 +51,32 @@ def side_by_side(columns: dict[str, Sequence[str]], limit: int = 400) -> HTML:
     return HTML(f"<table><tr>{head}</tr>{rows}</table>")
 
 
+def changes(reports: Iterable[StepReport], limit: int = 160) -> pd.DataFrame:
+    """The funnel's examples: the text around the first difference, before and after."""
+    rows = []
+    for report in reports:
+        for example in report.examples:
+            before, after = _difference(example, limit)
+            row = {"step": report.step, "why": example.reason, "id": example.before.id}
+            rows.append({**row, "before": before, "after": after})
+    return table(rows)
+
+
+def _difference(example: Example, limit: int) -> tuple[str, str]:
+    old = example.before.messages
+    if len(example.after) != 1:
+        cuts = " | ".join(f"{len(part.messages)} turns" for part in example.after)
+        return old[0].content[:limit], cuts or "(dropped)"
+    new = example.after[0].messages
+    i = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    if i == len(old) or i == len(new):
+        return f"{len(old)} turns", f"{len(new)} turns"
+    a, b = old[i].content, new[i].content
+    at = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    window = slice(max(0, at - limit // 2), at + limit // 2)
+    return f"{old[i].role}: …{a[window]}", f"{new[i].role}: …{b[window]}"
+
+
 def metrics_table(metrics: Metrics) -> pd.DataFrame:
     """The stage's records as a reader wants them."""
     return pd.DataFrame(
@@ -68,6 +95,7 @@ def metrics_table(metrics: Metrics) -> pd.DataFrame:
 
 
 def table(rows: Iterable[dict]) -> pd.DataFrame:
-    """Rows as a frame whose long texts are not cut."""
+    """Rows as a frame whose long texts are not cut, and whose rows are all shown."""
     pd.set_option("display.max_colwidth", 200)
+    pd.set_option("display.max_rows", 100)
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,15 +119,12 @@ class Client:
         async with self._gate:
             try:
                 answer = await self._openai.chat.completions.create(
-                    model=self.address.model,
-                    messages=[{"role": m.role, "content": m.content} for m in messages],
-                    temperature=self.endpoint.temperature if temperature is None else temperature,
-                    top_p=self.endpoint.top_p,
-                    max_tokens=max_new_tokens or self.endpoint.max_new_tokens,
-                    seed=seed,
+                    **self._request(messages, seed, temperature, max_new_tokens)
                 )
             except openai.OpenAIError as error:
                 raise self._explain(error) from None
+            except ValueError:  # the package lets a body that is no JSON through as it is
+                raise EndpointError("failed", f"{self._name}: sent an answer that is no valid JSON") from None
         try:
             choice, usage = answer.choices[0], answer.usage
             text = choice.message.content
@@ -137,6 +134,46 @@ class Client:
             raise EndpointError("failed", f"{self._name}: sent an answer without text")
         counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return Reply(text, choice.finish_reason or "", *counts)
+
+    async def stream(self, messages: Sequence[Message], seed: int, hear: Callable[[str], None]) -> str:
+        """One completion, each piece given to ``hear`` as it comes; returns the finish reason.
+
+        Ended when cancelled, at the server too. Raises EndpointError, also in the middle of an answer.
+        """
+        heard, reason = False, ""
+        try:
+            async with (
+                self._gate,
+                await self._openai.chat.completions.create(**self._request(messages, seed), stream=True) as answer,
+            ):
+                async for chunk in answer:
+                    for choice in chunk.choices or ():  # a chunk that only counts tokens has none
+                        heard, reason = True, choice.finish_reason or reason
+                        if choice.delta.content:
+                            hear(choice.delta.content)
+        except openai.OpenAIError as error:
+            if heard and isinstance(error, openai.APIConnectionError):
+                raise EndpointError("unreachable", f"{self._name}: broke off in the middle of an answer") from None
+            raise self._explain(error) from None
+        if not heard:
+            raise EndpointError("failed", f"{self._name}: sent an answer without text")
+        return reason
+
+    def _request(
+        self,
+        messages: Sequence[Message],
+        seed: int,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> dict[str, Any]:
+        return {
+            "model": self.address.model,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "temperature": self.endpoint.temperature if temperature is None else temperature,
+            "top_p": self.endpoint.top_p,
+            "max_tokens": max_new_tokens or self.endpoint.max_new_tokens,
+            "seed": seed,
+        }
 
     async def complete_all(
         self, requests: Sequence[tuple[Sequence[Message], int]], desc: str, **options: Any
@@ -163,12 +200,12 @@ class Client:
         if isinstance(error, openai.APITimeoutError):
             return EndpointError("unreachable", f"{self._name}: no answer in {self.endpoint.timeout_seconds:g} s")
         if isinstance(error, openai.APIConnectionError):
-            fix = "start it, or correct base_url in the profile"
+            fix = "start it, or correct base_url"
             return EndpointError("unreachable", f"{self._name}: nothing answers there; {fix}")
         status = getattr(error, "status_code", None)
         text = redact(" ".join(str(error).split()))[:300]
         if status in (401, 403):
-            key = self.endpoint.api_key_env or "no api_key_env is set in the profile"
+            key = self.endpoint.api_key_env or "api_key_env, which is not set"
             return EndpointError("refused", f"{self._name}: the key is refused ({status}); check {key}")
         if status == 404:
             return EndpointError("refused", f"{self._name}: no such model or path (404); correct model or base_url")
@@ -193,12 +230,8 @@ async def connect(
     Raises EndpointError with one line if it cannot be reached.
     """
     with contextlib.ExitStack() as stack:
-        if endpoint.engine == "api":
-            address = Address(endpoint.base_url, endpoint.model, _key_from(endpoint.api_key_env))
-        else:
-            folder, vocabulary = resolve_model(endpoint.model, run_folder)
-            server = local_server(endpoint, folder, vocabulary, log_folder / f"{role}.log", share=share)
-            address = await asyncio.to_thread(stack.enter_context, server)
+        place = reach(endpoint, role, run_folder, log_folder, share=share)
+        address = await asyncio.to_thread(stack.enter_context, place)
         client = Client(address, endpoint, role)
         try:
             await client.check()
@@ -207,11 +240,25 @@ async def connect(
             await client.close()
 
 
+@contextlib.contextmanager
+def reach(endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, share: int = 1) -> Iterator[Address]:
+    """The address of an endpoint, with a local server behind it where one is needed.
+
+    An interrupt ends the wait for that server at once. Raises as ``connect`` does, and ConversionError.
+    """
+    if endpoint.engine == "api":
+        yield Address(endpoint.base_url, endpoint.model, _key_from(endpoint.api_key_env))
+        return
+    folder, vocabulary = resolve_model(endpoint.model, run_folder)
+    with local_server(endpoint, folder, vocabulary, log_folder / f"{role}.log", share=share) as address:
+        yield address
+
+
 def _key_from(variable: str | None) -> str:
     if not variable:
         return ""
     if not os.environ.get(variable):
-        raise EndpointError("refused", f"environment variable {variable} is not set; the profile says the key is there")
+        raise EndpointError("refused", f"environment variable {variable} is not set; the key is expected there")
     register_secret(os.environ[variable])
     return os.environ[variable]
 

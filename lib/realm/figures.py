@@ -69,6 +69,39 @@ def funnel(ours: pd.DataFrame, published: pd.DataFrame) -> tuple[Figure, pd.Data
     return figure, table
 
 
+def bars(table: pd.DataFrame, label: str, value: str, xlabel: str, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Horizontal bars in the table's order, each with its number. ``label`` and ``value`` name columns."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.3 * len(table)))
+        axes.barh(table[label], table[value], color=OURS)
+        for i, number in enumerate(table[value]):
+            axes.text(number, i, f" {number:,.3g}" if number < 1_000 else f" {number:,.0f}", va="center", fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_xlabel(xlabel)
+        axes.set_title(title)
+    return figure, table
+
+
+def topics(table: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
+    """A point a text, coloured by topic, the largest topics first. ``table``: x, y, topic (its terms)."""
+    sizes = table.topic.value_counts()
+    colors = plt.get_cmap("tab20").colors
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(9.5, 5.2))
+        for i, (topic, n) in enumerate(sizes.items()):
+            points = table[table.topic == topic]
+            marker = "os^D"[i // len(colors) % 4]
+            axes.scatter(
+                points.x, points.y, s=9, marker=marker, color=colors[i % len(colors)], label=f"{topic} ({n:,})"
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(title)
+        figure.legend(loc="outside right upper", fontsize=8, markerscale=2)
+    return figure, table.sort_values(["topic", "x"], ignore_index=True)
+
+
 def distributions(
     columns: Mapping[str, Mapping[str, Sequence[float]]], title: str, log: bool = True
 ) -> tuple[Figure, pd.DataFrame]:
@@ -125,6 +158,33 @@ def before_after(table: pd.DataFrame, ylabel: str, title: str) -> tuple[Figure, 
         axes.set_ylabel(ylabel)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(f"95 % bootstrap intervals over conversations, n = {table.n.iloc[0]}")
+    return figure, table
+
+
+def controls(table: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
+    """Perplexity with 95 % intervals, a panel a kind of turn. ``table``: as ``user_turns.comparison`` gives it."""
+    kinds = [k for k in ("all", "first", "later") if k in set(table.turns)]
+    heads = {"all": "all human turns", "first": "turns that open a session", "later": "later turns"}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(kinds), figsize=(4.2 * len(kinds), 3.4), squeeze=False, sharey=True)
+        for axis, kind in zip(axes[0], kinds, strict=True):
+            rows = table[table.turns == kind].reset_index(drop=True)
+            colors = [
+                OURS if m.endswith("UserGPT") else PUBLISHED if m.startswith("(a)") else ACCENT for m in rows.model
+            ]
+            axis.errorbar(
+                rows.perplexity,
+                rows.model,
+                xerr=[rows.perplexity - rows.ci_low, rows.ci_high - rows.perplexity],
+                fmt="none",
+                color="black",
+                capsize=4,
+            )
+            axis.scatter(rows.perplexity, rows.model, c=colors, s=60, zorder=3)
+            axis.set_xlabel(f"perplexity (n = {rows.n.iloc[0]})")
+            axis.set_title(heads[kind], fontsize=10)
+        axes[0][0].invert_yaxis()
+        figure.suptitle(title)
     return figure, table
 
 

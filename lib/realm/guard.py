@@ -36,7 +36,9 @@ def main(command: list[str]) -> int:
         end_child()
 
     # An interrupt at the terminal is for the notebook, which closes our input when it has saved its work.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A closed terminal and a quit key signal us too: dying of that would leave the child alone.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_child)
     threading.Thread(target=wait_for_parent, daemon=True).start()
     return child.wait()

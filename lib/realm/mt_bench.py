@@ -23,7 +23,7 @@ from realm.conversation import Message
 from realm.endpoint import Client, together
 from realm.intervals import bootstrap
 from realm.provenance import Metrics, atomic_path, redact
-from realm.simulation import turn_seed
+from realm.simulators import turn_seed
 from realm.template import ASSISTANT_SYSTEM_PROMPT
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from realm import assets
-from realm.profile import Profile, ProfileError, load_profile, profile_path
+from realm import assets, estimate
+from realm.profile import SFT, Profile, ProfileError, load_profile, profile_path, run_folder
 from realm.provenance import (
     ArtefactError,
     Metrics,
@@ -39,7 +39,6 @@ from realm.report import publish, write_report
 LIBRARY = Path(__file__).resolve().parent
 REPOSITORY = LIBRARY.parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
-RUNS_VARIABLE = "REALM_RUNS"
 HASH_WHOLE_BELOW = 100_000_000  # larger files are known by size and time
 
 
@@ -69,7 +68,7 @@ STAGES = (
         "02_usergpt_sft",
         "02_usergpt_sft",
         ("dialogue", "usergpt_sft"),
-        ("01_data/train.jsonl", "01_data/test.jsonl"),
+        ("01_data/train.jsonl", "01_data/valid.jsonl", "01_data/test.jsonl"),
         ("merged", "base_model.txt"),
     ),
     Stage(
@@ -85,7 +84,7 @@ STAGES = (
         "04_realm_sft",
         "04_realm_sft",
         ("dialogue", "realm_sft"),
-        ("01_data/test.jsonl", "03_simulation/realchat.jsonl"),
+        ("01_data/valid.jsonl", "01_data/test.jsonl", "03_simulation/realchat.jsonl"),
         ("merged", "base_model.txt"),
     ),
     Stage("05", "05_mt_bench", "05_mt_bench", ("mt_bench",), ("04_realm_sft/merged",), ("answers",)),
@@ -157,18 +156,19 @@ def open_run(number: str, profile: str, run_dir: str | None = None, seed: int | 
     return Run(values, values.seed if seed is None else seed, folder.resolve(), stage, Metrics())
 
 
-def run_folder(profile: str) -> Path:
-    """``runs/<profile>`` in the repository, or in ``$REALM_RUNS`` (a scratch disk, say)."""
-    return Path(os.environ.get(RUNS_VARIABLE) or REPOSITORY / "runs").resolve() / profile_path(profile).stem
-
-
 # ---------------------------------------------------------------- what may be skipped
 
 
-def fingerprint(stage: Stage, profile: Profile, seed: int, folder: Path) -> str:
-    """A hash of all that shapes a stage: its profile blocks, seed, code, pinned assets and input files."""
+def fingerprint(stage: Stage, profile: Profile, seed: int, folder: Path, *, budget: bool = True) -> str:
+    """A hash of all that shapes a stage: its profile blocks, seed, code, pinned assets and input files.
+
+    Without ``budget`` it is that of what was begun: a larger one goes on with it, it does not start anew.
+    """
+    blocks = {b: getattr(profile, b).model_dump() for b in stage.blocks}
+    if not budget and "simulation" in blocks:
+        del blocks["simulation"]["budget"]
     parts = {
-        "blocks": {b: getattr(profile, b).model_dump() for b in stage.blocks},
+        "blocks": blocks,
         "seed": seed,
         "code": code_hash(NOTEBOOKS / f"{stage.notebook}.ipynb"),
         "inputs": {r: _content(folder / r) for r in (*stage.reads, *_own_files(stage, profile))},
@@ -246,7 +246,7 @@ def run_stage(stage: Stage, profile_name: str, folder: Path, *, force: bool = Fa
         return None
     out = folder / stage.folder
     begun = out / "begun.json"
-    identity = {"fingerprint": fingerprint(stage, profile, profile.seed, folder)}
+    identity = {"fingerprint": fingerprint(stage, profile, profile.seed, folder, budget=False)}
     if force or not begun.exists() or read_json(begun) != identity:
         # What other settings or other code left half done must not leak into this run.
         shutil.rmtree(out, ignore_errors=True)
@@ -262,7 +262,8 @@ def run_stage(stage: Stage, profile_name: str, folder: Path, *, force: bool = Fa
             _scrub(executed)
     seconds = round(time.monotonic() - started, 1)
     _to_html(executed)
-    write_json(out / "done.json", {**identity, "seconds": seconds})
+    whole = fingerprint(stage, profile, profile.seed, folder)
+    write_json(out / "done.json", {"fingerprint": whole, "seconds": seconds})
     return seconds
 
 
@@ -356,13 +357,24 @@ def describe(stage: Stage, profile: Profile, folder: Path, force: bool) -> str:
     )
 
 
+def estimates(stages: list[Stage], profile: Profile, folder: Path, gpus: int | None) -> str:
+    """What ``--dry-run`` says of the cost of the training stages among ``stages``; empty if there is none."""
+    blocks = [b for s in stages for b in s.blocks if isinstance(getattr(profile, b), SFT)]
+    data = folder / "01_data"
+    measured = {m.name: m.value for m in Metrics.load(data)} if (data / "metrics.json").exists() else {}
+    return estimate.table(profile, blocks, measured, gpus) if blocks else ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m realm.pipeline", description="Run or describe stages.")
     parser.add_argument("--profile", default="cpu", help="a name in profiles/, or the path of a YAML file")
     parser.add_argument("--stage", help="01 to 06")
     parser.add_argument("--from", dest="first", default="01", help="with --dry-run: describe from this stage on")
     parser.add_argument("--force", action="store_true", help="run it even if nothing changed")
-    parser.add_argument("--dry-run", action="store_true", help="validate and describe, run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="validate, describe and estimate, run nothing")
+    parser.add_argument(
+        "--gpus", type=int, help="with --dry-run: GPUs to estimate for (default: 4 for a full fine-tune, else 1)"
+    )
     parser.add_argument("--report", action="store_true", help="write report.html of the run folder")
     parser.add_argument("--publish", action="store_true", help="make this run the reference in figures/ and README.md")
     given = parser.parse_args(arguments)
@@ -382,10 +394,15 @@ def _dispatch(given: argparse.Namespace) -> int:
     profile, folder = load_profile(given.profile), run_folder(given.profile)
     for endpoint in profile.endpoints():
         register_secret(os.environ.get(endpoint.api_key_env or ""))
+    if given.gpus is not None and given.gpus < 1:
+        raise ProfileError(f"--gpus {given.gpus}: at least 1")
     if given.dry_run:
         first = stage_by_number(given.first).number
-        for stage in [stage_by_number(given.stage)] if given.stage else [s for s in STAGES if s.number >= first]:
+        stages = [stage_by_number(given.stage)] if given.stage else [s for s in STAGES if s.number >= first]
+        for stage in stages:
             print(describe(stage, profile, folder, given.force))
+        if text := estimates(stages, profile, folder, given.gpus):
+            print(text)
         return 0
     with run_lock(folder):
         if given.stage:

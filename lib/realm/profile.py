@@ -6,6 +6,7 @@ value is refused in one line that names the file, the key and what is allowed.
 
 from __future__ import annotations
 
+import os
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-PROFILE_FOLDER = Path(__file__).resolve().parents[2] / "profiles"
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROFILE_FOLDER = REPOSITORY / "profiles"
+RUNS_VARIABLE = "REALM_RUNS"
 
 
 class ProfileError(ValueError):
@@ -36,12 +39,23 @@ class Dialogue(Block):
 
 
 class DataInspection(Block):
-    """Notebook 01. Shares are of sessions; ``max_conversations`` null reads all."""
+    """Notebook 01. Shares are of sessions; ``max_conversations`` null reads all.
+
+    ``preset``: ``fixed``, or ``paper`` for the authors' cleaning rules as published.
+    ``near_duplicate_threshold``: Jaccard similarity of 5-word shingles from which two sessions are one.
+    ``topic_turns``: human opening turns embedded by ``embedder`` and grouped into ``topics`` clusters.
+    """
 
     source: str
     max_conversations: int | None = Field(ge=20)
+    preset: Literal["paper", "fixed"]
+    near_duplicate_threshold: float = Field(ge=0.3, le=1)
+    replace_private_data: bool
     valid_share: float = Field(gt=0, lt=0.5)
     test_share: float = Field(gt=0, lt=0.5)
+    embedder: str
+    topics: int = Field(ge=2, le=40)
+    topic_turns: int = Field(ge=10)
 
 
 class SFT(Block):
@@ -49,11 +63,17 @@ class SFT(Block):
 
     ``method``: qlora (NF4 base, LoRA on all linear layers), lora, or full (all weights, as the authors did).
     ``compute_dtype``: auto takes bfloat16 where the processor computes in it, float32 elsewhere.
-    ``supervise``: whose turns carry the loss.
+    ``supervise``: whose turns carry the loss. ``learn_ending``: where a session truly ends, the human's next turn
+    is its end token alone. ``controls``: sides on which the same model is trained for comparison.
+    ``eval_steps``: every so many optimizer steps the loss of ``eval_conversations`` validation rows is logged, and
+    the step where it was lowest is what training ends with; null ends with the last step.
+    An optimizer step sees batch_size * accumulation * processes segments.
     """
 
     base_model: str
     supervise: Literal["user", "assistant", "both"]
+    learn_ending: bool
+    controls: list[Literal["assistant", "both"]]
     method: Literal["qlora", "lora", "full"]
     compute_dtype: Literal["auto", "float32", "bfloat16"]
     lora_rank: int = Field(ge=1)
@@ -68,8 +88,15 @@ class SFT(Block):
     accumulation: int = Field(ge=1, description="forward passes per optimizer step")
     gradient_checkpointing: bool
     checkpoint_steps: int = Field(ge=1)
+    eval_steps: int | None = Field(ge=1)
     eval_conversations: int = Field(ge=2)
     samples_shown: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _checkpoints_are_evaluated(self) -> SFT:
+        if self.eval_steps and self.checkpoint_steps % self.eval_steps:
+            raise ValueError(f"checkpoint_steps must be a multiple of eval_steps, {self.eval_steps}")
+        return self
 
 
 class Endpoint(Block):
@@ -103,20 +130,78 @@ class Endpoint(Block):
         return self
 
 
-class Simulation(Block):
-    """Notebook 03. ``free`` and ``seeded`` count conversations; a round is a user turn and its answer."""
+class Guardrails(Block):
+    """What is done about turns that spoil a conversation; each intervention is counted.
 
-    user: Endpoint
+    ``resample_tries``: how often an empty, repeated or drifting turn is asked for again before it ends the
+    conversation (0: never). ``max_turn_characters``: longer turns are cut there. ``role_drift``: a human turn that
+    answers as the assistant is such a turn.
+    """
+
+    resample_tries: int = Field(ge=0, le=10)
+    max_turn_characters: int | None = Field(ge=1)
+    role_drift: bool
+
+
+class Price(Block):
+    """Dollars per million tokens."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+
+class Budget(Block):
+    """Where a simulation stops asking; null is without limit. What is in flight by then is still paid.
+
+    ``tokens`` counts those sent and those generated. A price is null where nothing is charged. Of ``n`` shards each
+    has an ``n``-th.
+    """
+
+    requests: int | None = Field(ge=1)
+    tokens: int | None = Field(ge=1)
+    dollars: float | None = Field(gt=0)
+    user_price: Price | None
+    responder_price: Price | None
+
+    @model_validator(mode="after")
+    def _dollars_need_a_price(self) -> Budget:
+        if self.dollars is not None and self.user_price is None and self.responder_price is None:
+            raise ValueError("dollars needs user_price or responder_price, else nothing is ever spent")
+        return self
+
+
+class Simulation(Block):
+    """Notebook 03. ``free`` and ``seeded`` count conversations; a round is a user turn and its answer.
+
+    ``simulator``: ``usergpt``, ``roleplay`` (an assistant told to play the user), or ``replay``: the human turns of
+    ``seeded`` conversations of ``seed_source`` as they stand, for which there is no ``user`` endpoint.
+    """
+
+    simulator: Literal["usergpt", "roleplay", "replay"]
+    user: Endpoint | None
     responder: Endpoint
     free: int = Field(ge=0)
     seeded: int = Field(ge=0)
     seed_source: str = Field(description="`test` for first rounds of the test split, or a conversation file")
     max_rounds: int = Field(ge=1)
+    guardrails: Guardrails
+    budget: Budget
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Simulation:
         if self.free + self.seeded == 0:
             raise ValueError("free and seeded are both 0: nothing to simulate")
+        return self
+
+    @model_validator(mode="after")
+    def _someone_to_ask(self) -> Simulation:
+        replayed = self.simulator == "replay"
+        if replayed and self.free:
+            raise ValueError("simulator replay takes its turns from seed_source: free must be 0")
+        if replayed != (self.user is None):
+            raise ValueError(
+                f"simulator {self.simulator} " + ("needs user: null" if replayed else "needs a user endpoint")
+            )
         return self
 
 
@@ -206,6 +291,11 @@ def load_profile(name: str | Path) -> Profile:
         # A misspelt key is both unknown and missing; the unknown one is what the reader can see in the file.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         raise ProfileError(f"{path}: {_explain(first)}") from None
+
+
+def run_folder(profile: str) -> Path:
+    """``runs/<profile>`` in the repository, or in ``$REALM_RUNS`` (a scratch disk, say)."""
+    return Path(os.environ.get(RUNS_VARIABLE) or REPOSITORY / "runs").resolve() / profile_path(profile).stem
 
 
 def _explain(error: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from realm.conversation import Conversation, Message
 from realm.endpoint import Client
 from realm.intervals import bootstrap, mean_interval
-from realm.simulation import Simulator, turn_seed
+from realm.simulators import Simulator, turn_seed
 
 FOLDS = 5
 WORD = re.compile(r"\w+")
