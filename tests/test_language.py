@@ -42,6 +42,37 @@ def test_turns_of_a_few_words_are_too_little_to_tell(talk, text):
     assert english(talk(text, "a")).kept
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "generate some tiktok video ideas",
+        "AX1500 router vs AXT1800 router",
+        "tabular form of data vs info",
+        "npm install @acme/react-popover and how do i uninstall",
+        "Email campaign\n" + "continue\n" * 30,
+    ],
+)
+def test_short_english_full_of_names_and_terms_is_english(talk, text):
+    assert human_language(talk(text, "a")) == "en"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("de", "Schreibe mir ein kurzes Gedicht"),
+        ("fr", "donne moi une recette de poulet"),
+        ("it", "scrivi una poesia sul mare"),
+    ],
+)
+def test_five_foreign_words_are_enough(talk, code, text):
+    assert human_language(talk(text, "a")) == code
+
+
+def test_a_turn_said_many_times_counts_once(talk):
+    asked = [FOREIGN["de"], "a", *["please go on", "b"] * 40]
+    assert human_language(talk(*asked)) == "de"
+
+
 def test_answers_do_not_decide(talk):
     assert english(talk(ENGLISH[2], FOREIGN["ko"])).kept
     assert not english(talk(FOREIGN["ko"], ENGLISH[2])).kept

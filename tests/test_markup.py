@@ -145,9 +145,35 @@ def test_text_without_captions_stays(text, role):
     assert without_captions(text, role) == text
 
 
+BUTTONS = [
+    "Share Prompt",
+    "\n \n \n지금 번역하기",
+    " Translate now",
+    "CopyCopy HTMLRead Aloud\u23f9\ufe0f Stop7 chars | 2 words",
+]
+
+
+@pytest.mark.parametrize("buttons", [*BUTTONS, BUTTONS[1] + "\n" + BUTTONS[3], "\n2 / 2", "\n\n14 / 14\n"])
+def test_buttons_and_counters_under_a_human_turn_go(talk, buttons):
+    (left,) = without_residue(talk("please go on" + buttons, "yes")).kept
+    assert left.turns("user") == ["please go on"]
+
+
+@pytest.mark.parametrize(
+    "typed", ["is it 2 / 2", "score:\n1 / 2", "what does 지금 번역하기 mean?", "7 chars | 2 words", "1 / 1"]
+)
+def test_what_a_human_typed_like_a_button_stays(talk, typed):
+    assert without_residue(talk(typed, "fine")) == Outcome([talk(typed, "fine")])
+
+
 @pytest.mark.parametrize(
     "text",
-    ["Copy ```" + " " * 50_000 + "x", "\n" * 50_000 + "Share Prompt x", "x" + " " * 50_000 + "Share Prompt x Copy"],
+    [
+        "Copy ```" + " " * 50_000 + "x",
+        "\n" * 50_000 + "Share Prompt x",
+        "x" + " " * 50_000 + "Share Prompt x Copy",
+        " " * 50_000 + "x words",
+    ],
 )
 def test_long_runs_of_blanks_stay_linear(text):
     assert without_captions(text, "assistant") == text

@@ -24,10 +24,14 @@ KEYS = {
     "Stripe": "sk" + "_live_" + FILL[:24],
     "JSON Web Token": "ey" + "J" + FILL[:20] + ".ey" + "J" + FILL[:20] + "." + FILL[:30],
 }
+KEYS |= {f"{name}, escaped": key.replace("_", "\\_") for name, key in KEYS.items() if "_" in key}
 PEM = "-----BEGIN RSA " + "PRIVATE KEY-----\n" + FILL + "\n" + FILL + "\n-----END RSA " + "PRIVATE KEY-----"
 FOUND = [
     ("write to jane.doe+list@mail.example.co.uk.", "write to [EMAIL].", "EMAIL"),
     ("<mailto:a@b.org>", "<mailto:[EMAIL]>", "EMAIL"),
+    ("write to jane\\_doe\\_2@b.org", "write to [EMAIL]", "EMAIL"),  # as Markdown escapes it
+    ("me@example.org.uk or", "[EMAIL] or", "EMAIL"),
+    ("me@my-test.org", "[EMAIL]", "EMAIL"),
     ("call +1 (650) 253-0000 today", "call [PHONE] today", "PHONE"),
     ("call (650) 253-0000, please", "call [PHONE], please", "PHONE"),
     ("650-253-0000", "[PHONE]", "PHONE"),
@@ -36,17 +40,18 @@ FOUND = [
     ("card 4111 1111 1111 1111 exp", "card [CARD_NUMBER] exp", "CARD_NUMBER"),
     ("4111-1111-1111-1111", "[CARD_NUMBER]", "CARD_NUMBER"),
     ("378282246310005", "[CARD_NUMBER]", "CARD_NUMBER"),
-    ("ping 8.8.8.8.", "ping [IP_ADDRESS].", "IP_ADDRESS"),
-    ("8.8.8.8:53", "[IP_ADDRESS]:53", "IP_ADDRESS"),
-    ("http://8.8.8.8/index.html", "http://[IP_ADDRESS]/index.html", "IP_ADDRESS"),
-    ("ftp://me@8.8.4.4", "ftp://me@[IP_ADDRESS]", "IP_ADDRESS"),
-    ("8.8.8.0/24", "[IP_ADDRESS]/24", "IP_ADDRESS"),
+    ("3782 822463 10005", "[CARD_NUMBER]", "CARD_NUMBER"),
+    ("ping 93.184.216.34.", "ping [IP_ADDRESS].", "IP_ADDRESS"),
+    ("93.184.216.34:53", "[IP_ADDRESS]:53", "IP_ADDRESS"),
+    ("http://93.184.216.34/index.html", "http://[IP_ADDRESS]/index.html", "IP_ADDRESS"),
+    ("ftp://me@93.184.216.34", "ftp://me@[IP_ADDRESS]", "IP_ADDRESS"),
+    ("93.184.216.0/24", "[IP_ADDRESS]/24", "IP_ADDRESS"),
     (f"key:\n{PEM}\nend", "key:\n[PRIVATE_KEY]\nend", "PRIVATE_KEY"),
 ]
 LEFT = {
     "date": "on 2023-08-23 12:30:00, or 23.08.2023, or 08/23/2023",
     "version": "v1.2.3.4, torch-2.13.0, python==3.11.9.1, pkg-1.2.3.4.tar",
-    "path": "/download/8.8.8.8/setup",
+    "path": "/download/93.184.216.34/setup",
     "years": "1990-1995, 2019 - 2023, 1914–1918",
     "ISBN": "ISBN 978-3-16-148410-0 and 0-306-40615-2",
     "local address": "127.0.0.1 10.1.2.3 192.168.0.1 172.16.0.9 0.0.0.0 255.255.255.0 http://127.0.0.1:8000/",
@@ -59,6 +64,12 @@ LEFT = {
     "code": "02-3234-153-1160",
     "hexadecimal": "0x6502530000",
     "no card": "4111 1111 1111 1112",
+    "digits of a card in other groups": "41 11 11 11 11 11 11 11, 411-11111-11111-111, 4111 1111-1111 1111",
+    "reserved addresses": "me@example.com, a@mail.example.org, x@host.test, y@b.invalid, z@example",
+    "dots for an address": "postgresql://me:...@db.server.org",
+    "small version": "gem 7.0.4.2, Version 1.0.0.0, clause 9.6.2.2",
+    "resolver": "8.8.8.8, 8.8.4.4, 1.1.1.1 and 9.9.9.9",
+    "placeholder of a key": "sk" + "_test_your_api_key_here",
     "class name": "sk" + "-fading-circle-container-large",
     "at sign": "a@localhost, @property, me @ home",
     "public key": PEM.replace("PRIVATE", "PUBLIC"),
@@ -81,7 +92,7 @@ def test_other_numbers_and_names_stay(text):
 
 
 def test_both_sides_are_cleaned_and_counted_by_kind(talk):
-    outcome = without_private_data(talk("I am a@b.org", "Hello a@b.org at 8.8.8.8", "thanks"))
+    outcome = without_private_data(talk("I am a@b.org", "Hello a@b.org at 93.184.216.34", "thanks"))
     (left,) = outcome.kept
     assert [m.content for m in left.messages] == ["I am [EMAIL]", "Hello [EMAIL] at [IP_ADDRESS]", "thanks"]
     assert outcome.found == {"EMAIL": 2, "IP_ADDRESS": 1}
@@ -116,7 +127,22 @@ def test_text_without_digits_and_marks_stays(text):
     assert redact(text) == (text, Counter())
 
 
-JUNK = ["7", ".", "a", "1.", "1 ", "a@", "@a.", "(", "+", "-", "8.8.8.8 ", "650-253-0000 ", "sk" + "-", "xox" + "b-"]
+JUNK = [
+    "7",
+    ".",
+    "a",
+    "1.",
+    "1 ",
+    "a@",
+    "@a.",
+    "(",
+    "+",
+    "-",
+    "93.184.216.34 ",
+    "650-253-0000 ",
+    "sk" + "-",
+    "xox" + "b-",
+]
 
 
 @pytest.mark.parametrize("unit", [*JUNK, "ey" + "J-", "-----BEGIN " + "PRIVATE KEY-----", "ey" + "J" + "a" * 12 + "."])

@@ -15,6 +15,9 @@ LANGUAGES = "ar cs da de el en es fa fi fr he hi hu id it ja ko nl no pl pt ro r
 SAMPLE_PER_TURN = 300  # characters; the first lines tell the language, pasted material comes later
 SAMPLE = 1_000
 FEWEST_WORDS = 5  # below that, names and typing errors decide
+# Nats by which another language must be likelier than English. Short foreign sentences lead by 35 and more,
+# English ones of product names and technical terms seem foreign by less than this.
+CLEAR_LEAD = 15
 NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|[\w.+-]+@[\w.-]+", re.S)
 LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
 TRANSLATION = re.compile(r"\btranslat\w+", re.I)
@@ -28,8 +31,10 @@ def _identifier() -> LanguageIdentifier:
 
 
 def human_language(conversation: Conversation) -> str:
-    """ISO 639 code of the human turns' language; ``""`` where a few Latin words are too little to tell."""
-    turns = (NOT_PROSE.sub(" ", text[: 4 * SAMPLE_PER_TURN])[:SAMPLE_PER_TURN] for text in conversation.turns("user"))
+    """ISO 639 code of the human turns' language, English unless another is clearly likelier; ``""`` where a few
+    Latin words are too little to tell."""
+    once = dict.fromkeys(text[: 4 * SAMPLE_PER_TURN] for text in conversation.turns("user"))  # "continue" counts once
+    turns = (NOT_PROSE.sub(" ", text)[:SAMPLE_PER_TURN] for text in once)
     sample = ""
     for turn in turns:
         sample += turn + "\n"
@@ -38,7 +43,9 @@ def human_language(conversation: Conversation) -> str:
     letters = sum(c.isalpha() and not c.isascii() for c in sample)
     if letters < FEWEST_WORDS and len(LATIN_WORD.findall(sample)) < FEWEST_WORDS:
         return ""
-    return _identifier().classify(sample)[0]
+    (likeliest, score), *others = _identifier().rank(sample)
+    english_score = next((s for language, s in others if language == "en"), score)
+    return likeliest if score - english_score >= CLEAR_LEAD else "en"
 
 
 def english(conversation: Conversation) -> Outcome:

@@ -26,7 +26,14 @@ VARIANT = re.compile(r"\A\s*\d+ / \d+[ \t]*(?:\n|\Z)")
 # Possessive, so that long runs of blanks stay linear.
 COPY_IN_FENCE = re.compile(r"```[ \t]*+\n?[ \t]*+([\w+#.-]*?)[ \t]*+Copy code[ \t]*\n?")
 COPY_LINE = re.compile(r"(?m)^[ \t]*(?:Copy code|Copy\d+ chars / \d+ words)[ \t]*(?:\n|\Z)")
-SHARE_BANNER = "Share Prompt"
+# Buttons that the page and browser extensions put under a turn, in the browser's language, and under a human turn
+# that was edited the counter of its versions.
+BUTTON = (
+    r"Share Prompt|Translate now|지금 번역하기"
+    r"|CopyCopy HTMLRead Aloud(?:\N{BLACK SQUARE FOR STOP}\ufe0f? Stop)?\d+ chars \| \d+ words"
+)
+BUTTONS = {"assistant": re.compile(rf"(?:{BUTTON})\Z"), "user": re.compile(rf"(?:{BUTTON}|(?<=\n)(\d+) / \1)\Z")}
+LONGEST_BUTTON = 80
 BLANK_LINES = re.compile(r"(```.*?```)|\n{3,}", re.S)
 
 
@@ -65,11 +72,17 @@ def _language(block) -> str:
 
 
 def without_captions(text: str, role: str) -> str:
-    """The page's captions taken off; in a human turn only the banner that the page put at its end."""
+    """The page's captions taken off; in a human turn only the buttons at its end."""
     if role == "assistant" and ("Copy" in text or VARIANT.match(text)):
         text = COPY_LINE.sub("", COPY_IN_FENCE.sub(r"```\1\n", VARIANT.sub("", text)))
+    return _without_buttons(text, BUTTONS[role]) if role in BUTTONS else text
+
+
+def _without_buttons(text: str, buttons: re.Pattern[str]) -> str:
     shown = text.rstrip()
-    return shown.removesuffix(SHARE_BANNER).rstrip() if shown.endswith(SHARE_BANNER) else text
+    while button := buttons.search(shown, max(0, len(shown) - LONGEST_BUTTON)):
+        text = shown = shown[: button.start()].rstrip()
+    return text
 
 
 def html_to_markdown(conversation: Conversation) -> Outcome:

@@ -13,15 +13,21 @@ import phonenumbers
 from realm.conversation import Conversation, Message
 from realm.funnel import Outcome, keep
 
-EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")
+# Markdown's escapes of underscores (\\_) occur in addresses and keys. Names that RFC 2606 reserves are nobody's.
+EMAIL = re.compile(
+    r"(?<![\w.+%-])(?=[.+%-]*\w)(?:[\w.+%-]|\\_){1,64}@"
+    r"(?!(?:[A-Za-z0-9-]{1,63}\.)*?(?:example(?:\.com|\.net|\.org)?|test|invalid|localhost)(?![\w-]|\.\w))"
+    r"(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b"
+)
 PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:(?!-----).){40,}-----END [A-Z ]*PRIVATE KEY-----", re.S)
 # The forms of keys of OpenAI, GitHub, GitLab, AWS, Google, Slack, Hugging Face and Stripe; JSON Web Tokens.
-KEY_STARTS = ("sk-", "sk_", "gh", "github_pat_", "glpat-", "AKIA", "AIza", "xox", "hf_", "eyJ")
+KEY_STARTS = ("sk-", "sk_", "sk\\_", "gh", "github", "glpat-", "AKIA", "AIza", "xox", "hf_", "hf\\_", "eyJ")
 # A key holds a digit, names such as sk-fading-circle-container do not; how far it is looked for is bounded.
 API_KEY = re.compile(
-    r"\b(?:sk-(?=[\w-]{0,60}\d)[\w-]{20,}|sk_(?:live|test)_\w{16,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{22,}|glpat-[\w-]{20,}"
-    r"|AKIA[0-9A-Z]{16}\b|AIza[\w-]{35}(?![\w-])|xox[abprs]-(?=[\w-]{0,60}\d)[\w-]{10,}|hf_[A-Za-z]{30,}"
-    r"|(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
+    r"\b(?:sk-(?=[\w-]{0,60}\d)[\w-]{20,}|sk\\?_(?:live|test)\\?_(?=\w{0,60}\d)\w{16,}|gh[pousr]\\?_[A-Za-z0-9]{30,}"
+    r"|github\\?_pat\\?_(?:\w|\\_){22,}|glpat-(?:[\w-]|\\_){20,}|AKIA[0-9A-Z]{16}\b|AIza(?:[\w-]|\\_){35}(?![\w-])"
+    r"|xox[abprs]-(?=[\w-]{0,60}\d)[\w-]{10,}|hf\\?_[A-Za-z]{30,}"
+    r"|(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.(?:[\w-]|\\_){10,})"
 )
 # The host of a URL too, but no other part of its path; begins with a digit, which makes the scan fast.
 ADDRESS = re.compile(r"\d(?<![\w.,=#$-]\d)(?<![^/]/\d)\d{0,2}(?:\.\d{1,3}){3}(?![\w=%-]|[.,]\d)")
@@ -30,6 +36,9 @@ DIGITS = re.compile(r"(?<![\w.,/=#$-])(?:\+|\(|\b)\d[\d .()-]{5,22}\d(?![\w/=%-]
 PHONE_FORM = re.compile(r"\+\d|\(\d{2,4}\)[ .-]?\d|\d{3}[ .-]\d{3,4}[ .-]\d{3,4}\Z")
 PHONE_REGION = "US"  # for numbers without a country code
 IP = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}\Z")
+# Payment cards as they are printed: in one run, in fours, or 4-6-5.
+CARD = re.compile(r"[3-6](?:\d{12,15}|\d{3}([ -])\d{4}\1\d{4}\1\d{1,4}|\d{3}([ -])\d{6}\2\d{5})")
+SMALL = 32  # versions, headings and the resolvers that everybody names (8.8.8.8) are of smaller parts than this
 
 Finder = Callable[[str], Iterator[tuple[int, int, str]]]
 
@@ -61,14 +70,14 @@ def _number_kind(text: str) -> str:
     if IP.match(text):
         return ""
     digits = re.sub(r"\D", "", text)
-    if 13 <= len(digits) <= 16 and digits[0] in "3456" and re.fullmatch(r"[\d -]+", text) and _luhn(digits):
+    if CARD.fullmatch(text) and _luhn(digits):
         return "CARD_NUMBER"
     return "PHONE" if PHONE_FORM.search(text) and _is_phone(text) else ""
 
 
 def _is_public(text: str) -> bool:
     try:
-        return ipaddress.ip_address(text).is_global
+        return max(map(int, text.split("."))) >= SMALL and ipaddress.ip_address(text).is_global
     except ValueError:
         return False
 
