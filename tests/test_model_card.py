@@ -104,7 +104,7 @@ def test_every_metric_is_shown_with_interval_n_unit_and_source(adapter):
 def test_every_hyperparameter_is_shown(adapter):
     text = card(adapter)
     for key, value in CPU.usergpt_sft.model_dump().items():
-        assert row(text, key) == [key, str(value)]
+        assert row(text, key) == [key, "null" if value is None else str(value)]
     assert row(text, "max_length") == ["max_length", "512"]
 
 

@@ -46,6 +46,7 @@ def scores(row, number, nll, ending, end_logp=None, tokens=None) -> TurnScores:
         np.full(n, 4),
         np.zeros(n) if end_logp is None else np.array(end_logp, dtype=float),
         np.array(ending, dtype=bool),
+        np.array(ending, dtype=bool),
     )
 
 
@@ -82,9 +83,20 @@ def test_scores_add_up_to_the_likelihood_of_the_rows(model, encoder, talks):
 
 def test_an_ending_is_scored_as_its_end_token(model, encoder, talks):
     found = user_turns.score_turns(model, talks, encoder, "test")
-    assert found.ending.sum() == sum(bool(c.meta) for c in talks)
-    assert found.nll[found.ending] == pytest.approx(-found.end_logp[found.ending], abs=1e-5)
-    assert (found.tokens[found.ending] == 1).all() and (found.bytes[found.ending] == 0).all()
+    assert found.over.sum() == found.silent.sum() == sum(bool(c.meta) for c in talks)
+    assert found.nll[found.over] == pytest.approx(-found.end_logp[found.over], abs=1e-5)
+    assert (found.tokens[found.over] == 1).all() and (found.bytes[found.over] == 0).all()
+
+
+def test_a_session_that_goes_on_is_a_place_too_and_no_ending(model, encoder, talk):
+    parts = [talk("q", "a", id=f"s_0/{i}", meta={"session": "s"}) for i in range(3)]
+    seen = {c.id: c for seed in range(20) for c in user_turns.held_out_segments(parts, encoder, 1, seed)}
+    assert sorted(seen) == ["s_0/0", "s_0/1", "s_0/2"]
+    assert [bool(seen[name].meta.get(user_turns.GOES_ON)) for name in sorted(seen)] == [True, True, False]
+    found = user_turns.score_turns(model, [seen[name] for name in sorted(seen)], encoder, "test")
+    assert (found.row.tolist(), found.number.tolist()) == ([0, 0, 1, 1, 2], [0, 1, 0, 1, 0])
+    assert found.silent.tolist() == [False, True, False, True, False]  # how the last one goes on is not known
+    assert not found.over.any()
 
 
 def test_the_chance_of_an_ending_is_that_of_the_plain_forward_pass(model, encoder, talks):
@@ -166,12 +178,14 @@ def test_a_model_that_knows_the_end_beats_the_guesser():
     assert found.f1 == 1.0
     assert found.always == pytest.approx(2 / 3)
     assert found.gain_interval[0] > 0
+    assert found.auc == 1.0 and found.auc_interval == (1.0, 1.0)
     assert (found.n, found.places, found.base_rate) == (20, 40, 0.5)
 
 
 def test_a_model_that_knows_nothing_gains_nothing():
     found = user_turns.termination(ended_talks(20, sure=-5.0), seed=0)
     assert found.gain == pytest.approx(0.0)
+    assert found.auc == 0.5
 
 
 def test_without_ends_there_is_nothing_to_tell():

@@ -14,24 +14,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 
 from realm import training
-from realm.conversation import Conversation
+from realm.conversation import ENDS_SESSION, Conversation, Message
 from realm.intervals import bootstrap
 from realm.profile import SFT
 from realm.provenance import Metrics
 from realm.simulators import ROLEPLAY
 from realm.splits import unit_hash
-from realm.template import IGNORED, Encoder, with_ending
+from realm.template import IGNORED, Encoder
 
 BITS = math.log(2)
+GOES_ON = "goes_on"  # in meta, true: the session has turns after this segment
 
 
 @dataclass(frozen=True)
 class TurnScores:
     """One entry a human turn, arrays of shape (turns,). ``row``: index of its conversation; ``number``: 0 for the
     first human turn of the row; ``nll`` in nats, end token included; ``end_logp``: natural log-probability that
-    the human says nothing more; ``ending``: that the session truly ended there (such a turn holds no words)."""
+    the human says nothing more; ``silent``: a turn without words, put where a segment closes with an answer and it
+    is known what came next; ``over``: that nothing came."""
 
     row: np.ndarray
     number: np.ndarray
@@ -40,7 +43,8 @@ class TurnScores:
     tokens: np.ndarray
     bytes: np.ndarray
     end_logp: np.ndarray
-    ending: np.ndarray
+    silent: np.ndarray
+    over: np.ndarray
 
     def per_conversation(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(nll, tokens, bytes) summed over the turns chosen by the boolean ``which``; shape (conversations,) each."""
@@ -51,12 +55,20 @@ class TurnScores:
     @property
     def spoken(self) -> dict[str, np.ndarray]:
         """Turns that hold words: all of them, those that open a session, and the later ones."""
-        words = ~self.ending
+        words = ~self.silent
         return {"all": words, "first": words & self.opens, "later": words & ~self.opens}
 
 
-def held_out_segments(conversations: Sequence[Conversation], encoder: Encoder, count: int, seed: int) -> list:
-    """One segment of each of ``count`` sessions, drawn by hash; none whose turns are cut at ``max_length``."""
+def held_out_segments(
+    conversations: Sequence[Conversation], encoder: Encoder, count: int, seed: int
+) -> list[Conversation]:
+    """One segment of each of ``count`` sessions, drawn by hash; none whose turns are cut at ``max_length``.
+
+    Those that another segment of their session follows say so in ``meta[GOES_ON]``.
+    """
+    last: dict[str, int] = {}
+    for conversation in conversations:
+        last[conversation.session] = max(last.get(conversation.session, 0), _place(conversation))
     drawn: dict[str, Conversation] = {}
     for conversation in sorted(conversations, key=lambda c: unit_hash(f"held out:{seed}:{c.id}")):
         drawn.setdefault(conversation.session, conversation)
@@ -64,10 +76,25 @@ def held_out_segments(conversations: Sequence[Conversation], encoder: Encoder, c
     for conversation in drawn.values():
         row = encoder.encode(conversation)
         if row.supervised and not row.cut:
-            chosen.append(conversation)
+            follows = {GOES_ON: True} if _place(conversation) < last[conversation.session] else {}
+            chosen.append(replace(conversation, meta=conversation.meta | follows))
         if len(chosen) == count:
             break
     return chosen
+
+
+def _place(segment: Conversation) -> int:
+    """Which segment of its session it is, as ``template.cut_apart`` numbers them."""
+    number = segment.id.rpartition("/")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def with_outcome(conversation: Conversation) -> Conversation:
+    """An empty human turn after a closing answer of which it is known whether the human went on."""
+    known = conversation.meta.get(ENDS_SESSION) or conversation.meta.get(GOES_ON)
+    if not known or conversation.messages[-1].role != "assistant":
+        return conversation
+    return replace(conversation, messages=(*conversation.messages, Message("user", "")))
 
 
 def as_roleplay(conversation: Conversation) -> Conversation:
@@ -81,7 +108,7 @@ def score_turns(
 ) -> TurnScores:
     """Scores of the human turns of each conversation, in order; those of ``held_out_segments`` are never cut."""
     speaker = "assistant" if roleplay else "user"
-    whole = [with_ending(c) for c in conversations]
+    whole = [with_outcome(c) for c in conversations]
     shown = [as_roleplay(c) for c in whole] if roleplay else whole
     reader = replace(encoder, supervise=speaker, system="", max_length=None, ending=False)
     rows = [row.without_tail() for row in reader.encode_all(shown)]
@@ -96,7 +123,8 @@ def score_turns(
         tokens=tokens,
         bytes=np.array([len(text.encode()) for _, _, _, text in human]),
         end_logp=end_logp,
-        ending=np.array([not text for _, _, _, text in human]),
+        silent=np.array([not text for _, _, _, text in human]),
+        over=np.array([not text and bool(c.meta.get(ENDS_SESSION)) for _, c, _, text in human]),
     )
 
 
@@ -221,23 +249,26 @@ def add_metrics(metrics: Metrics, compared: pd.DataFrame, ours: str) -> None:
 @dataclass(frozen=True)
 class Termination:
     """F1 of telling, after each answer, that the human is done; ``always``: of a guesser that says so every time,
-    the best that a constant rate can do. Each with a 95 % interval; ``n`` conversations, ``places`` answers."""
+    the best that a constant rate can do; ``auc``: of ranking the answers by how likely it is, 0.5 by chance.
+    Each with a 95 % interval over sessions; ``n`` sessions, ``places`` answers of known outcome."""
 
     f1: float
     f1_interval: tuple[float, float]
     always: float
     gain: float
     gain_interval: tuple[float, float]
+    auc: float
+    auc_interval: tuple[float, float]
     n: int
     places: int
     base_rate: float
 
 
 def termination(scores: TurnScores, seed: int) -> Termination:
-    """The threshold on the probability of an ending is chosen on one half of the conversations and used on the
+    """The threshold on the probability of an ending is chosen on one half of the sessions and used on the
     other, both ways round. Raises ValueError if no held-out session shows its end, or all places are ends."""
     after_answer = scores.number > 0
-    row, truth, score = scores.row[after_answer], scores.ending[after_answer], scores.end_logp[after_answer]
+    row, truth, score = scores.row[after_answer], scores.over[after_answer], scores.end_logp[after_answer]
     if not truth.any() or truth.all():
         raise ValueError("termination needs places where sessions end and places where they go on")
     half = row % 2 == 0
@@ -255,6 +286,8 @@ def termination(scores: TurnScores, seed: int) -> Termination:
         always=float(f1(ends, goes_on)),
         gain=float(gain(hits, misses, ends, goes_on)),
         gain_interval=bootstrap([hits, misses, ends, goes_on], gain, seed),
+        auc=_auc(score, truth),
+        auc_interval=_auc_interval(row, score, truth, seed),
         n=int(present.sum()),
         places=len(row),
         base_rate=float(truth.mean()),
@@ -271,8 +304,27 @@ def _best_threshold(score: np.ndarray, truth: np.ndarray) -> float:
     return float(max(thresholds, key=lambda t: _f1((truth & (score >= t)).sum(), (truth != (score >= t)).sum())))
 
 
+def _auc(score: np.ndarray, truth: np.ndarray) -> float:
+    """Area under the ROC curve, by ranks (Mann and Whitney 1947); NaN where only one kind is there."""
+    ends, others = int(truth.sum()), int((~truth).sum())
+    if not ends or not others:
+        return math.nan
+    return float((rankdata(score)[truth].sum() - ends * (ends + 1) / 2) / (ends * others))
+
+
+def _auc_interval(row: np.ndarray, score: np.ndarray, truth: np.ndarray, seed: int) -> tuple[float, float]:
+    places = [np.flatnonzero(row == session) for session in np.unique(row)]
+
+    def of_drawn(drawn: np.ndarray) -> float:
+        chosen = np.concatenate([places[int(i)] for i in drawn])
+        return _auc(score[chosen], truth[chosen])
+
+    return bootstrap([np.arange(len(places))], of_drawn, seed, vectorized=False)
+
+
 def add_termination(metrics: Metrics, found: Termination) -> None:
     metrics.add("termination_f1", found.f1, ci=found.f1_interval, n=found.n, unit="F1 of telling where sessions end")
     metrics.add("termination_f1_always", found.always, n=found.n, unit="F1 of always saying that it is over")
     metrics.add("termination_f1_gain", found.gain, ci=found.gain_interval, n=found.n, unit="F1, paired difference")
+    metrics.add("termination_auc", found.auc, ci=found.auc_interval, n=found.n, unit="area under the ROC curve")
     metrics.add("termination_base_rate", found.base_rate, n=found.places, unit="share of answers that end a session")
