@@ -14,7 +14,8 @@ usage: ./run_all.sh [options]
   --dry-run        validate the profile and print the stages: what each reads and writes, what would be skipped;
                    and for the two training stages parameters, memory, tokens, steps and a range of time
   --gpus N         with --dry-run: GPUs to estimate for (default: 4 for a full fine-tune, else 1)
-  --publish        make the finished run the reference: figures/, its metrics, the README's results block
+  --publish        make a finished run a reference: its figures and metrics to figures/ (profiles other than cpu: to
+                   figures/<profile>/), the README's results block
   --test           set up, then run the test suite
   -h, --help       this text
 Results land in runs/<profile>/; open runs/<profile>/report.html. REALM_CACHE moves the cache of data and models, REALM_RUNS the results.

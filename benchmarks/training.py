@@ -1,15 +1,16 @@
 """One fine-tune of the user's side: ours against TRL's SFTTrainer, padded and packing.
 
-Both train the same LoRA (same seed, so the same first adapter) in the same precision on the same conversations,
+All train the same LoRA (same seed, so the same first adapter) in the same precision on the same conversations,
 once, with the same AdamW, learning rate, schedule and number of micro-batches a step. Ours is ``training.train``
 as notebook 02 calls it. TRL gets the same tokens and labels ready-made, tails included, and keeps its defaults
 but two, which would slow it down here: bfloat16 autocast, which this precision has to match, and gradient
 checkpointing, which the profile has off as well. The base is unquantized: on a 4-bit one TRL turns the adapter
 to bfloat16, which is other arithmetic, and on most processors slow.
 
-Packing is TRL's default strategy (best fit, whole conversations) into blocks of max_length. Without flash
+TRL's packing is its default strategy (best fit, whole conversations) into blocks of max_length. Without flash
 attention transformers separates the conversations of a block by a mask, so they do not see each other. A packed
-step holds as many blocks as come nearest to the tokens of a padded one.
+step holds as many blocks as come nearest to the tokens of a padded one. ``ours packed`` says what packing would do
+for us: the rows of each micro-batch in one row, positions anew for each, a mask between them.
 
 Every run is a process of its own. Its time is the Trainer's own ``train_runtime``, which both report, after one
 row forwards and backwards as warm-up; its memory the peak resident set, libraries and weights included, at the
@@ -28,8 +29,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,17 +46,35 @@ from realm.profile import SFT, load_profile
 from realm.template import Encoded, Encoder, chat_format, load_tokenizer, split_long
 
 RESULTS = Path(__file__).parent / "results" / "training.csv"
-WAYS = ("ours", "trl", "trl packing")
+WAYS = ("ours", "ours packed", "trl", "trl packing")
 RECORDS = 2_000  # of the ShareGPT file
 HELD_OUT = 16
 SEED = 20230823
-# max_length: (rows to train on, repetitions)
-CONTESTS = {512: (16, 3), 2_048: (4, 1)}
 
 
-def configuration() -> SFT:
+@dataclass(frozen=True)
+class Contest:
+    """``suffix``: of the figures' names; ``dtype``: as the profile's ``compute_dtype``."""
+
+    suffix: str
+    max_length: int
+    dtype: str
+    rows: int
+    repetitions: int
+
+
+# float32 too: where a processor computes in bfloat16, that of the padded way is slow out of proportion.
+CONTESTS = (
+    Contest("_2048", 2_048, "auto", 4, 1),
+    Contest("_float32", 512, "float32", 16, 3),
+    Contest("", 512, "auto", 16, 3),
+)
+
+
+def configuration(dtype: str) -> SFT:
     """The profile's values but for the quantization, and no checkpoint before the end."""
-    return load_profile("cpu").usergpt_sft.model_copy(update={"method": "lora", "checkpoint_steps": 1_000})
+    values = {"method": "lora", "checkpoint_steps": 1_000, "compute_dtype": dtype}
+    return load_profile("cpu").usergpt_sft.model_copy(update=values)
 
 
 # ---------------------------------------------------------------- rows
@@ -83,7 +104,20 @@ def sample(max_length: int, count: int) -> dict[str, list[Encoded]]:
 # ---------------------------------------------------------------- one run, in its own process
 
 
-def train_ours(model, tokenizer, rows: dict[str, list[Encoded]], config: SFT, max_length: int, folder: Path) -> float:
+def pack(features: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
+    """A micro-batch as one row, (1, T), of conversations that do not see each other; nothing is padded."""
+    lengths = torch.tensor([len(f["input_ids"]) for f in features])
+    owner = torch.repeat_interleave(torch.arange(len(features)), lengths)
+    joined = {k: torch.from_numpy(np.concatenate([f[k] for f in features])).long() for k in ("input_ids", "labels")}
+    positions = torch.cat([torch.arange(int(n)) for n in lengths])
+    mask = (owner[:, None] == owner[None, :]).tril()
+    batch = {**joined, "position_ids": positions, "attention_mask": mask[None]}
+    return {**{k: v[None] for k, v in batch.items()}, "ids": [f["id"] for f in features]}
+
+
+def train_ours(model, tokenizer, rows: dict[str, list[Encoded]], config: SFT, folder: Path, packing: bool) -> float:
+    if packing:
+        training.collate = pack  # set back by the caller
     training.train(model, tokenizer, rows["ours"], config, folder, SEED)
     log = (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
     return next(entry["train_runtime"] for entry in map(json.loads, log) if "train_runtime" in entry)
@@ -131,13 +165,17 @@ def warm_up(model: torch.nn.Module, row: Encoded, pad_id: int) -> None:
     model.zero_grad()
 
 
-def run(way: str, max_length: int, folder: Path) -> dict[str, float]:
-    config, tokenizer = configuration(), load_tokenizer("smollm2-135m")
-    rows = pickle.loads((folder.parent / f"{max_length}.pickle").read_bytes())
+def run(way: str, contest: Contest, folder: Path) -> dict[str, float]:
+    config, tokenizer = configuration(contest.dtype), load_tokenizer("smollm2-135m")
+    rows = pickle.loads((folder.parent / f"{contest.max_length}.pickle").read_bytes())
     model = training.add_adapter(training.load_base(config), config, SEED)
     warm_up(model, min(rows["ours"], key=lambda r: len(r.input_ids)), tokenizer.pad_token_id)
-    trained = (model, tokenizer, rows, config, max_length, folder)
-    seconds = train_ours(*trained) if way == "ours" else train_trl(*trained, packing=way == "trl packing")
+    if way.startswith("ours"):
+        pad = training.collate
+        seconds = train_ours(model, tokenizer, rows, config, folder, packing=way == "ours packed")
+        training.collate = pad
+    else:
+        seconds = train_trl(model, tokenizer, rows, config, contest.max_length, folder, packing=way == "trl packing")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     held_out = training.likelihood(model, rows["held out"], tokenizer, "held-out rows")
     return {
@@ -151,12 +189,12 @@ def run(way: str, max_length: int, folder: Path) -> dict[str, float]:
 # ---------------------------------------------------------------- all runs
 
 
-def in_a_process(way: str, max_length: int, folder: Path) -> dict[str, float]:
+def in_a_process(way: str, number: int, folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = [sys.executable, "-m", "benchmarks.training", way, str(max_length), scratch]
+        command = [sys.executable, "-m", "benchmarks.training", way, str(number), scratch]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{way} at {max_length} failed:\n{done.stderr[-2_000:]}")
+        raise SystemExit(f"{way} in {CONTESTS[number]} failed:\n{done.stderr[-2_000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -166,11 +204,13 @@ def main() -> None:
     measured = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for max_length, (count, repetitions) in CONTESTS.items():
-            (folder / f"{max_length}.pickle").write_bytes(pickle.dumps(sample(max_length, count)))
-            for repetition, way in itertools.product(range(repetitions), WAYS):
-                figures = in_a_process(way, max_length, folder)
-                measured.append({"repetition": repetition, "max_length": max_length, "way": way, **figures})
+        for number, contest in enumerate(CONTESTS):
+            rows = sample(contest.max_length, contest.rows)
+            (folder / f"{contest.max_length}.pickle").write_bytes(pickle.dumps(rows))
+            for repetition, way in itertools.product(range(contest.repetitions), WAYS):
+                figures = in_a_process(way, number, folder)
+                place = {"max_length": contest.max_length, "compute_dtype": contest.dtype}
+                measured.append({"contest": number, "repetition": repetition, **place, "way": way, **figures})
                 print(measured[-1], file=sys.stderr, flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     table = pd.DataFrame(measured)
@@ -179,11 +219,12 @@ def main() -> None:
 
 
 def report_medians(table: pd.DataFrame) -> None:
-    for max_length, suffix in ((2_048, "_2048"), (512, "")):
-        part = table[table.max_length == max_length]
+    for number, contest in enumerate(CONTESTS):
+        part, suffix = table[table.contest == number], contest.suffix
         middle = lambda way, figure, part=part: median(part[part.way == way][figure])  # noqa: E731
         speed, memory, loss = "supervised_tokens_per_second", "peak_memory_gib", "held_out_loss"
         print(f"supervised_tokens_per_second{suffix}={middle('ours', speed):.3g}")
+        print(f"ratio_to_ours_packed{suffix}={middle('ours', speed) / middle('ours packed', speed):.3g}")
         print(f"supervised_tokens_ratio_trl{suffix}={middle('ours', speed) / middle('trl', speed):.3g}")
         print(f"supervised_tokens_ratio_trl_packing{suffix}={middle('ours', speed) / middle('trl packing', speed):.3g}")
         print(f"peak_memory_ratio_trl{suffix}={middle('ours', memory) / middle('trl', memory):.3g}")
@@ -191,8 +232,8 @@ def report_medians(table: pd.DataFrame) -> None:
 
 
 def one_run(arguments: Sequence[str]) -> None:
-    way, max_length, folder = arguments
-    print(json.dumps(run(way, int(max_length), Path(folder))))
+    way, number, folder = arguments
+    print(json.dumps(run(way, CONTESTS[int(number)], Path(folder))))
 
 
 if __name__ == "__main__":

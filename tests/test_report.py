@@ -12,7 +12,7 @@ STAGES = [
 @pytest.fixture
 def run_folder(tmp_path):
     """A finished run of two stages: one number of ours with an interval, one published, one hostile name."""
-    folder = tmp_path / "runs" / "smoke"
+    folder = tmp_path / "runs" / "cpu"
     ours, published = Metrics(), Metrics()
     ours.add("conversations_read", 17_671, unit="conversations")
     ours.add("user_turn_perplexity_after", 19.4, ci=(17.5, 21.25), n=40, unit="perplexity")
@@ -74,9 +74,25 @@ def test_rendering_twice_changes_nothing(run_folder, repository):
     assert (repository / "README.md").read_text() == first
 
 
-def test_the_table_names_the_profile_that_ran(run_folder, repository):
+def test_a_run_of_the_longer_profile_has_a_folder_and_a_table_of_its_own(run_folder, repository):
     report.publish(run_folder, STAGES)
-    assert "profile `cpu`" not in report.readme_block()
+    first = (repository / "figures" / "reference_metrics.json").read_text()
+    longer = run_folder.rename(run_folder.with_name("cpu-long"))
+    report.publish(longer, STAGES[:1])  # stage 05 was not run
+    assert {p.name for p in (repository / "figures" / "cpu-long").iterdir()} == {
+        "01_funnel.png",
+        "01_funnel.csv",
+        "reference_metrics.json",
+    }
+    assert (repository / "figures" / "reference_metrics.json").read_text() == first
+    block = report.readme_block()
+    assert block.index("profile `cpu` |") < block.index("profile `cpu-long` |") < block.index("| (e) UserGPT |  | 19.4")
+
+
+def test_figures_of_stages_that_are_not_published_stay_behind(run_folder, repository):
+    (run_folder / "figures" / "03_realchat.png").write_bytes(b"old")
+    report.publish(run_folder, STAGES)
+    assert not (repository / "figures" / "03_realchat.png").exists()
 
 
 def test_a_readme_without_markers_is_refused(run_folder, repository):

@@ -193,8 +193,15 @@ def test_the_reference_run_is_whole():
     assert set(report.HEADLINES) <= set(report.reference_metrics())
 
 
+@pytest.mark.skipif(
+    not report.reference_metrics_path(report.CONTROLS_PROFILE).exists(), reason="no longer run is published yet"
+)
+def test_the_longer_run_has_every_control():
+    assert set(report.CONTROL_HEADLINES) <= set(report.reference_metrics(report.CONTROLS_PROFILE))
+
+
 def test_every_figure_has_its_numbers():
-    drawn = list((REPOSITORY / "figures").glob("*.png"))
+    drawn = list((REPOSITORY / "figures").rglob("*.png"))
     assert [p.name for p in drawn if not p.with_suffix(".csv").exists()] == []
     assert [p.name for p in drawn if not re.match(r"0[1-6]_\w+\.png$", p.name)] == []
 

@@ -47,11 +47,6 @@ GPUS = {
 }
 
 
-def _columns(share: float, batch: int) -> float:
-    """The share of columns where some row of a batch is supervised: there the head is applied for all rows."""
-    return 1 - (1 - share) ** batch
-
-
 # ---------------------------------------------------------------- memory
 
 
@@ -59,8 +54,7 @@ def memory(shape: Architecture, config: SFT, length: int, share: float, processe
     """Bytes on each device at the peak of a step over rows of ``length`` tokens; ``width``: bytes of the compute dtype.
 
     ``full`` is sharded over ``processes`` (FSDP), adapters are repeated on each (DDP). Tensors alone: libraries, the
-    CUDA context and the allocator's fragments come on top. One step of profile cpu, estimated at 1.7 GiB, took a
-    process 2.0 where its allocator gave freed memory back, and 4.3 with the allocator's defaults.
+    CUDA context and the allocator's fragments come on top: benchmarks/results/training.csv has the peaks of processes.
     """
     full, tokens = config.method == "full", config.batch_size * length
     trained = shape.parameters if full else shape.adapter(config.lora_rank)
@@ -73,13 +67,14 @@ def memory(shape: Architecture, config: SFT, length: int, share: float, processe
     hidden, intermediate = ACTIVATION_BYTES["full" if full else "adapter", width]
     layer = tokens * (hidden * shape.hidden + intermediate * shape.intermediate)
     kept = tokens * shape.hidden * (4 if full else width)  # the layer's input, all that checkpointing keeps
-    supervised = tokens * share * 12  # three times float32: log-probabilities and two gradients
+    supervised = tokens * share  # the head is applied there alone
     return {
         "weights": weights,
         "adapter": 0 if full else 4 * trained,
         "gradients, AdamW": STATE_BYTES * trained / (processes if full else 1),
         "activations": shape.layers * kept + layer if config.gradient_checkpointing else shape.layers * layer,
-        "logits": shape.vocab * (tokens * _columns(share, config.batch_size) * width + supervised),
+        # Three times float32 beside the logits: log-probabilities and two gradients.
+        "logits": shape.vocab * supervised * (width + 12),
     }
 
 
@@ -106,7 +101,7 @@ def stage_flops(shape: Architecture, config: SFT, load: Workload) -> float:
     """
     full = config.method == "full"
     adapter = 0 if full else shape.adapter(config.lora_rank)
-    weights = shape.linear + adapter + shape.head * _columns(load.share, config.batch_size)
+    weights = shape.linear + adapter + shape.head * load.share
     attention = 4 * shape.layers * shape.hidden * load.length
     again = int(config.gradient_checkpointing)
     step = (2 + again) * 2 * weights + 2 * (weights if full else adapter) + (3 + again) * attention

@@ -14,6 +14,8 @@ from realm.provenance import PUBLISHED, ArtefactError, Metric, Metrics, atomic_p
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE_METRICS = REPOSITORY / "figures" / "reference_metrics.json"
+REFERENCE_PROFILE = "cpu"  # its run fills figures/ itself; a run of another profile has a folder there
+CONTROLS_PROFILE = "cpu-long"
 README_BEGIN, README_END = "<!-- results: begin -->", "<!-- results: end -->"
 
 # What the README quotes, in order: metric -> words.
@@ -34,6 +36,24 @@ HEADLINES = {
     "mt_bench_published_turn_1": "MT-Bench of ReaLM-7B, first turns",
     "mt_bench_published_turn_2": "MT-Bench of ReaLM-7B, second turns",
     "alpaca_eval_published_win_rate": "AlpacaEval 1 win rate of ReaLM-7B, %",
+}
+
+# The same of the longer run, where every control of notebook 02 is trained.
+CONTROL_HEADLINES = {
+    "usergpt_train_tokens": "tokens of training, of UserGPT and of each control",
+    "user_turn_perplexity_before": "perplexity of held-out human turns, (a) base model",
+    "user_turn_perplexity_roleplay": "(b) base model told to play a user",
+    "user_turn_perplexity_assistant_side": "(c) trained on assistant turns",
+    "user_turn_perplexity_both_sides": "(d) trained on all turns",
+    "user_turn_perplexity_after": "(e) UserGPT",
+    "user_turn_perplexity_difference": "paired difference, (e) minus (a)",
+    "user_turn_perplexity_difference_roleplay": "(e) minus (b)",
+    "user_turn_perplexity_difference_assistant_side": "(e) minus (c)",
+    "user_turn_perplexity_difference_both_sides": "(e) minus (d)",
+    "termination_f1": "F1 of telling that the session is over, UserGPT",
+    "termination_f1_always": "F1 of the best guesser of constant rate",
+    "termination_f1_gain": "paired difference, UserGPT minus guesser",
+    "termination_auc": "area under the curve of the same, without a threshold (0.5: by chance)",
 }
 
 PAGE = jinja2.Environment(autoescape=True).from_string(
@@ -86,8 +106,14 @@ def interval(metric: Metric) -> str:
 # ---------------------------------------------------------------- the reference run
 
 
+def reference_metrics_path(profile: str) -> Path:
+    """Where the published run of a profile has its metrics, and beside them its figures."""
+    folder = REFERENCE_METRICS.parent
+    return (folder if profile == REFERENCE_PROFILE else folder / profile) / REFERENCE_METRICS.name
+
+
 def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
-    """Make a finished run the reference: its figures, its metrics with their manifests, the README's block."""
+    """Make a run a reference: figures of its finished stages, their metrics with manifests, the README's block."""
     joined = {
         s["folder"]: {
             "metrics": read_json(run_folder / s["folder"] / "metrics.json"),
@@ -97,35 +123,43 @@ def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
         }
         for s in stages
     }
-    for source in sorted((run_folder / "figures").iterdir()):
-        with atomic_path(REFERENCE_METRICS.parent / source.name) as temporary:
+    target = reference_metrics_path(run_folder.name)
+    numbers = tuple(s["number"] for s in stages)
+    for source in sorted(p for p in (run_folder / "figures").iterdir() if p.name.startswith(numbers)):
+        with atomic_path(target.parent / source.name) as temporary:
             temporary.write_bytes(source.read_bytes())
-    with atomic_path(REFERENCE_METRICS) as temporary:
+    with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
     write_readme_block(REPOSITORY / "README.md")
 
 
-def reference_metrics() -> dict[str, Metric]:
-    """All metrics of the committed reference run by name. Raises ArtefactError if there is none."""
-    joined = read_json(REFERENCE_METRICS)
+def reference_metrics(profile: str = REFERENCE_PROFILE) -> dict[str, Metric]:
+    """All metrics of the committed run of a profile by name. Raises ArtefactError if there is none."""
+    joined = read_json(reference_metrics_path(profile))
     return {r["name"]: Metric(**r) for stage in joined.values() for r in stage["metrics"]}
 
 
 def readme_block() -> str:
-    """The README's results table, as Markdown, from the reference run's metrics and nothing else."""
-    metrics, stages = reference_metrics(), list(read_json(REFERENCE_METRICS).values())
+    """The README's results tables, as Markdown, from the metrics of committed runs and nothing else."""
+    lines = _results(REFERENCE_PROFILE, HEADLINES)
+    if reference_metrics_path(CONTROLS_PROFILE).exists():
+        lines += ["", *_results(CONTROLS_PROFILE, CONTROL_HEADLINES)]
+    return "\n".join([*lines, "", "Brackets: 95 % bootstrap intervals."])
+
+
+def _results(profile: str, headlines: dict[str, str]) -> list[str]:
+    metrics, stages = reference_metrics(profile), list(read_json(reference_metrics_path(profile)).values())
     lines = [f"| what | published | this repository, profile `{stages[0]['profile']}` | n |", "|---|---|---|---|"]
-    for name, words in HEADLINES.items():
+    for name, words in headlines.items():
         if name not in metrics:
             continue
         metric = metrics[name]
         text = number(metric.value) + (f" [{interval(metric)}]" if metric.ci_low is not None else "")
         cells = (text, "") if metric.source == PUBLISHED else ("", text)
         lines.append(f"| {words} | {cells[0]} | {cells[1]} | {'' if metric.n is None else f'{metric.n:,}'} |")
-    seconds = sum(stage["seconds"] for stage in stages)
+    minutes = sum(stage["seconds"] for stage in stages) / 60
     device = stages[0]["manifest"]["device"]
-    lines += ["", f"Brackets: 95 % bootstrap intervals. The six notebooks took {seconds / 60:.0f} minutes on {device}."]
-    return "\n".join(lines)
+    return [*lines, "", f"Notebooks run: {len(stages)}, in {minutes:.0f} minutes on {device}."]
 
 
 def write_readme_block(readme: Path) -> None:

@@ -3,6 +3,11 @@
 The loss needs logits only where a turn is supervised, a fifth of the tokens on the user's side: the output
 head is applied there alone, and tokens after the last supervised one are cut. Neither changes the loss.
 
+Rows of like length share a batch, and are not packed into one. On the CPU that measures faster (benchmarks/training.py:
+length groups leave little padding, and a packed row needs a mask, for which attention falls back to slower kernels). On
+a GPU the same holds by reasoning, untested: what packing saves is padding, and little of it is left; kernels for packed
+rows (flash attention with sequence bounds) would need a library that few machines have built.
+
 ``python -m realm.training`` is the same training outside a notebook, for ``accelerate launch``: one process a GPU.
 An optimizer step then sees batch_size * accumulation * processes segments; the budget of tokens is that of all
 processes together. A full fine-tune is sharded over them (FSDP), adapters are repeated on each (DDP).
@@ -226,8 +231,9 @@ def supervised_logits(
     wanted = targets != IGNORED
     # No attention mask: rows are padded on the right, where causal attention never looks from a token of the row.
     # Without one, attention runs by kernels that skip the upper triangle.
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
     with _head_at(model, wanted):
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
     row, column = wanted.nonzero(as_tuple=True)
     return logits, targets[wanted], row, column + 1
 
