@@ -167,6 +167,32 @@ def test_parquet_gives_the_same_conversations(tmp_path, records):
     assert (report.layout, report.records) == ("Parquet", 3)
 
 
+def test_a_table_with_the_columns_of_both_layouts_is_read(tmp_path):
+    path = tmp_path / "table.parquet"
+    turn = {"from": "human", "value": "q", "role": None, "content": None}
+    parquet.write_table(
+        pyarrow.Table.from_pylist([{"id": "a", "messages": None, "conversations": [turn]}, as_chat(GOOD[0])]), path
+    )
+    conversations, report = read(path)
+    assert [c.turns("user") for c in conversations] == [["q"], GOOD[0]["conversations"][0]["value"].splitlines()]
+    assert report.read == 2
+
+
+def test_one_row_of_a_table_that_is_no_utf8_costs_only_itself(tmp_path):
+    path = tmp_path / "table.parquet"
+    raw = pyarrow.array([b"caf\xe9", b"fine"])
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())
+    turns = pyarrow.StructArray.from_arrays([pyarrow.array(["user", "user"]), text], ["role", "content"])
+    rows = pyarrow.table({"id": ["a", "b"], "messages": pyarrow.ListArray.from_arrays([0, 1, 2], turns)})
+    parquet.write_table(rows, path)
+    conversations, report = read(path)
+    assert [c.id for c in conversations] == ["b"]
+    assert report.skipped == {"invalid UTF-8": 1}
+    # A table's rows have no bytes of their own, so none are claimed.
+    with pytest.raises(ConversationFileError, match=r"table\.parquet: record 0 \(record 0\): invalid UTF-8"):
+        read(path, strict=True)
+
+
 def test_the_report_counts_roles_and_bytes(tmp_path):
     _, report = read_bytes(tmp_path, as_array(GOOD))
     assert report.roles == {"human": 3, "gpt": 2, "chatgpt": 1}
@@ -259,6 +285,13 @@ def test_a_name_with_one_slash_is_a_hub_data_set(monkeypatch):
     assert asked == [("someone/talks", True)]
     assert [c.id for c in conversations] == ["s_0", "s_1", "t_0"]
     assert report.layout == "Hub data set"
+
+
+def test_a_version_in_a_hub_name_is_no_file_suffix(monkeypatch, tmp_path):
+    fake_hub(monkeypatch, lambda name, **options: GOOD)
+    assert len(read("someone/talks-2.5")[0]) == 3
+    with pytest.raises(ConversationFileError, match="no such file"):
+        read("someone/talks.json")
 
 
 def test_a_hub_that_does_not_answer_is_named(monkeypatch):
@@ -396,6 +429,24 @@ def test_whatever_was_read_can_be_written(tmp_path, escaped):
     assert write_conversations(tmp_path / "out.jsonl", conversations) == len(conversations)
 
 
+@pytest.mark.parametrize("value", [b'"\\ud800"', b'"\xff"', b"[" * 5_000 + b"]" * 5_000])
+def test_meta_that_cannot_be_written_is_left_out_and_told(tmp_path, value):
+    record = b'[{"id": "a", "messages": [{"role": "user", "content": "x"}], "meta": {"k": %s}}]' % value
+    conversations, report = read_bytes(tmp_path, record)
+    assert write_conversations(tmp_path / "out.jsonl", conversations) == len(conversations)
+    assert [c.meta for c in conversations] == [{}] * report.noted["meta that cannot be written, left out"]
+    assert report.noted or report.skipped
+
+
+@pytest.mark.parametrize("role", [b'"\\ud800"', b'"\xff"', b'"%s"' % (b"x" * 9_999), b'["user"]'])
+def test_the_report_can_be_shown_whatever_roles_and_ids_are(tmp_path, role):
+    record = b'[{"id": "\\ud800", "messages": [{"role": %s, "content": "x"}]}]' % role
+    _, report = read_bytes(tmp_path, record)
+    assert report.skipped == {"unknown role": 1}
+    shown = str([report.rows(), report.roles, report.skipped_ids])
+    assert len(shown.encode()) < 1_000
+
+
 def test_a_number_beyond_python_costs_one_record(tmp_path):
     _, report = read_bytes(tmp_path, between_good_ones(b'[{"id": ' + b"9" * 5_000 + b"}]"))
     assert report.skipped == {"malformed JSON": 1}
@@ -415,8 +466,34 @@ def test_a_file_cut_inside_a_string_gives_its_complete_records(tmp_path):
 
 def test_strict_tells_how_much_a_cut_file_lost(tmp_path):
     data = as_lines(GOOD)[:-10]
-    lost = len(data) - data.index(b'{"id": "t_0"')
-    with pytest.raises(ConversationFileError, match=f"truncated file: {lost} bytes after the last complete record"):
+    start = data.index(b'{"id": "t_0"')
+    with pytest.raises(
+        ConversationFileError, match=rf"file\.json: record 2 at byte {start}: truncated file, {len(data) - start} bytes"
+    ):
+        read_bytes(tmp_path, data, strict=True)
+
+
+@pytest.mark.parametrize("ending", [b"", b'{"id": "t'])
+@pytest.mark.parametrize("whole", [as_array(GOOD)[:-1] + b", ", as_lines(GOOD)], ids=["array", "lines"])
+def test_a_cut_file_is_a_row_of_the_table_with_its_place(tmp_path, whole, ending):
+    _, report = read_bytes(tmp_path, whole + ending)
+    cut = whole.startswith(b"[") or bool(ending)
+    assert [(r["defect"], r["treatment"], r["examples"]) for r in report.rows()] == [
+        ("truncated file", f"{len(ending)} bytes lost", [f"record 3 at byte {len(whole)}"])
+    ] * cut
+
+
+@pytest.mark.parametrize("more", [as_array(GOOD), as_lines(GOOD[:1]), b"x"])
+def test_what_follows_an_array_is_a_defect_and_no_silent_loss(tmp_path, more):
+    data = as_array(GOOD) + b"\n" + more
+    conversations, report = read_bytes(tmp_path, data)
+    assert (len(conversations), report.truncated, report.lost_bytes) == (
+        3,
+        False,
+        len(more.rstrip(b"\n")) + more.endswith(b"\n"),
+    )
+    assert [r["defect"] for r in report.rows()] == ["text after the array"]
+    with pytest.raises(ConversationFileError, match=f"record 3 at byte {len(data) - len(more)}: text after the array"):
         read_bytes(tmp_path, data, strict=True)
 
 

@@ -146,6 +146,16 @@ def test_a_malformed_value_in_the_middle_costs_only_itself(layout, broken):
     assert not stream.truncated
 
 
+@pytest.mark.parametrize("broken", [b'{"id": oops}', b'{"id" "x"}', b'{"id": ' + b"9" * 5_000 + b"}"])
+@pytest.mark.parametrize("end", [b"]", b"\n]\n"])
+def test_a_malformed_last_value_is_no_cut_file(broken, end):
+    data = b"[" + encoded([ONE], "lines") + b"," + broken + end
+    values, stream = read(data)
+    assert [v for _, v in values] == [ONE, MALFORMED]
+    assert data[values[1][0] :].startswith(broken)
+    assert (stream.truncated, stream.lost_bytes) == (False, 0)
+
+
 def test_nesting_beyond_the_parser_is_malformed_in_an_array():
     deep = b'{"id": ' + b"[" * 100_000 + b"}"
     assert [v for _, v in read(b"[" + deep + b"," + encoded([TWO], "lines") + b"]")[0]] == [MALFORMED, TWO]

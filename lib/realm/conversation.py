@@ -35,6 +35,7 @@ ROLE_ALIASES = {
 }
 ENDS_SESSION = "ends_session"  # in meta, true: the last turn is known to be the last of its session
 MAX_TURN_BYTES = 1_000_000
+ROLE_SHOWN = 40  # characters of a role's name in the report
 EXAMPLES_KEPT = 5
 
 
@@ -92,7 +93,8 @@ def split_segment_id(conversation_id: str) -> tuple[str, int | None]:
 class ReadReport:
     """What a reader saw. ``skipped`` records yielded nothing; ``noted`` ones were yielded as they are.
 
-    ``lost_bytes`` counts bytes after the last complete record of a truncated file.
+    ``lost_bytes`` counts bytes after the last complete record of a truncated file, or after an array's end;
+    they begin at byte ``lost_from``.
     """
 
     path: str = ""
@@ -100,6 +102,7 @@ class ReadReport:
     records: int = 0
     bytes_read: int = 0
     lost_bytes: int = 0
+    lost_from: int = 0
     truncated: bool = False
     skipped: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
@@ -111,6 +114,11 @@ class ReadReport:
     def read(self) -> int:
         return self.records - self.skipped.total()
 
+    @property
+    def file_defect(self) -> str:
+        """What is wrong with the file as a whole."""
+        return "truncated file" if self.truncated else "text after the array" if self.lost_bytes else ""
+
     def require_conversations(self) -> None:
         """Raise ConversationFileError if there were records and none of them could be used."""
         if self.read == 0:
@@ -120,11 +128,16 @@ class ReadReport:
     def rows(self) -> list[dict[str, Any]]:
         """One row a defect, for a table."""
         both = [("skipped", self.skipped), ("kept, noted", self.noted)]
-        return [
+        rows = [
             {"defect": name, "records": n, "treatment": how, "examples": self.examples[name]}
             for how, counts in both
             for name, n in counts.most_common()
         ]
+        if self.file_defect:
+            place = f"record {self.records} at byte {self.lost_from}"
+            lost = f"{self.lost_bytes:,} bytes lost"
+            rows.append({"defect": self.file_defect, "records": 1, "treatment": lost, "examples": [place]})
+        return rows
 
 
 @dataclass(frozen=True)
@@ -132,9 +145,13 @@ class _Raw:
     """One undigested record and where it stood."""
 
     number: int
-    offset: int
+    offset: int | None  # None where records have no bytes of their own: a table, a Hub data set
     value: Any = None
     defect: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"record {self.number}" + ("" if self.offset is None else f" at byte {self.offset}")
 
 
 # ---------------------------------------------------------------- reading
@@ -172,12 +189,13 @@ def read_conversations(
         name = conversation.id if conversation else _any_id(raw)
         _account(report, name, conversation is None, defects)
         if strict and defects:
-            raise ConversationFileError(f"{source}: record {raw.number} at byte {raw.offset} ({name}): {defects[0]}")
+            raise ConversationFileError(f"{source}: {raw.place} ({name}): {defects[0]}")
         if conversation is not None:
             yield conversation
-    if report.truncated and strict:
+    if report.file_defect and strict:
         raise ConversationFileError(
-            f"{source}: truncated file: {report.lost_bytes} bytes after the last complete record"
+            f"{source}: record {report.records} at byte {report.lost_from}: {report.file_defect}, "
+            f"{report.lost_bytes} bytes of no whole record"
         )
 
 
@@ -194,14 +212,14 @@ def _account(report: ReadReport, name: str, skipped: bool, defects: list[str]) -
 
 def _any_id(raw: _Raw) -> str:
     identifier = raw.value.get("id") if isinstance(raw.value, dict) else None
-    return identifier if isinstance(identifier, str) else f"record {raw.number} at byte {raw.offset}"
+    return identifier if isinstance(identifier, str) and _is_unicode(identifier) else raw.place
 
 
 def _digest(value: Any, number: int, report: ReadReport) -> tuple[Conversation | None, list[str]]:
     """A raw JSON value -> (conversation or None, defects)."""
     if not isinstance(value, dict):
         return None, ["record is not an object"]
-    turns = value.get("messages", value.get("conversations"))
+    turns = value.get("messages") or value.get("conversations")
     if not isinstance(turns, list) or not turns:
         return None, ["no turns"]
     messages: list[Message] = []
@@ -215,7 +233,10 @@ def _digest(value: Any, number: int, report: ReadReport) -> tuple[Conversation |
     if not _is_unicode(identifier):
         return None, ["id is no text"]
     meta = value.get("meta") if isinstance(value.get("meta"), dict) else {}
-    return Conversation(identifier, tuple(messages), meta), _structure_defects(messages)
+    defects = _structure_defects(messages)
+    if meta and not _is_json(meta):
+        meta, defects = {}, [*defects, "meta that cannot be written, left out"]
+    return Conversation(identifier, tuple(messages), meta), defects
 
 
 def _is_unicode(text: str) -> bool:
@@ -226,12 +247,19 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _is_json(meta: dict[str, Any]) -> bool:
+    try:
+        return _is_unicode(json.dumps(meta, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 def _digest_turn(turn: Any, report: ReadReport) -> tuple[Message | None, str]:
     if not isinstance(turn, dict):
         return None, "turn is not an object"
-    alias = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
-    report.roles[str(alias)] += 1
+    alias = turn.get("role") or turn.get("from")  # a table of both layouts holds both columns, one of them null
+    content = turn.get("value") if turn.get("content") is None else turn["content"]
+    report.roles[str(alias)[:ROLE_SHOWN].encode("utf-8", "backslashreplace").decode()] += 1
     role = ROLE_ALIASES.get(alias.lower()) if isinstance(alias, str) else None
     if role is None:
         return None, "unknown role"
@@ -283,7 +311,8 @@ def _open_records(source: str | Path, report: ReadReport, progress: bool) -> Ite
 
 
 def _looks_like_hub_name(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and "." not in source.rsplit("/")[-1]
+    is_file = Path(source).suffix[1:].isalpha()  # .json, not the .5 of a data set's version
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not is_file
 
 
 def _hub_records(name: str) -> Iterator[_Raw]:
@@ -291,7 +320,7 @@ def _hub_records(name: str) -> Iterator[_Raw]:
 
     try:
         rows = datasets.load_dataset(name, split="train", streaming=True)
-        yield from (_Raw(i, i, row) for i, row in enumerate(rows))
+        yield from (_Raw(i, None, row) for i, row in enumerate(rows))
     except Exception as error:
         raise ConversationFileError(
             f"{name}: no such file, and the Hub data set could not be read ({type(error).__name__}); "
@@ -300,16 +329,30 @@ def _hub_records(name: str) -> Iterator[_Raw]:
 
 
 def _parquet_records(path: Path) -> Iterator[_Raw]:
-    import pyarrow.parquet as parquet
+    import pyarrow
+    from pyarrow import parquet
 
     number = 0
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                yield _Raw(number, number, row)
+            for value, defect in _table_rows(batch):
+                yield _Raw(number, None, value, defect)
                 number += 1
-    except (OSError, ValueError) as error:
-        raise ConversationFileError(f"{path}: not a readable Parquet table: {error}") from error
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ConversationFileError(f"{path}: not a readable Parquet table: {reason}") from error
+
+
+def _table_rows(batch) -> Iterator[tuple[Any, str]]:
+    """(row, defect) of an Arrow record batch; only rows whose text is no UTF-8 are lost."""
+    try:
+        yield from ((row, "") for row in batch.to_pylist())
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            yield None, "invalid UTF-8"
+        else:
+            for i in range(batch.num_rows):
+                yield from _table_rows(batch.slice(i, 1))
 
 
 def _text_records(path: Path, magic: bytes, report: ReadReport, progress: bool) -> Iterator[_Raw]:
@@ -329,7 +372,7 @@ def _text_records(path: Path, magic: bytes, report: ReadReport, progress: bool) 
             except JsonStreamError as error:
                 raise ConversationFileError(f"{path}: {error}; expected a list of conversations") from error
     report.layout, report.bytes_read = window.layout, window.bytes_read
-    report.truncated, report.lost_bytes = window.truncated, window.lost_bytes
+    report.truncated, report.lost_bytes, report.lost_from = window.truncated, window.lost_bytes, window.lost_from
 
 
 # ---------------------------------------------------------------- writing
@@ -366,7 +409,7 @@ def load_conversations(path: str | Path) -> list[Conversation]:
     if Path(path).is_file() and not Path(path).stat().st_size:
         return []
     conversations = list(read_conversations(Path(path), report=report))
-    if report.skipped or report.truncated:
-        reasons = ", ".join(report.skipped) or "cut off"
+    if report.skipped or report.file_defect:
+        reasons = ", ".join(report.skipped) or report.file_defect
         raise ConversationFileError(f"{path}: damaged ({reasons}); delete it and run its stage again")
     return conversations

@@ -16,6 +16,7 @@ CHUNK_BYTES = 4_000_000
 MAX_VALUE_CHARS = 64_000_000  # a longer "value" means that the file is something else
 SPACE = re.compile(r"[ \t\r\n]*")
 BETWEEN_VALUES = re.compile(r"[ \t\r\n,]*")
+OBJECT = re.compile(r'\{[ \t\r\n]*+(?:"|\Z)')
 # A scanner that fails this near the end of the window may only be short of text.
 TAIL_CHARS = 16
 
@@ -32,7 +33,7 @@ class JsonStream:
     Bytes that are no UTF-8 decode to lone surrogates (U+DC80 to U+DCFF): the caller sees them in the value,
     and encoding the text back gives the exact byte count. After ``values`` is exhausted, ``truncated`` says
     whether the stream ended inside a value or before the array's end, and ``lost_bytes`` how many bytes
-    stood after the last whole value.
+    stood after the last whole value or the array's end, from byte ``lost_from`` on.
     """
 
     def __init__(self, stream: BinaryIO, on_chunk: Callable[[], object] = lambda: None):
@@ -40,7 +41,7 @@ class JsonStream:
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._scan = json.JSONDecoder(strict=False).raw_decode
         self._text, self._position, self._offset, self._at_end = "", 0, 0, False
-        self.layout, self.bytes_read, self.truncated, self.lost_bytes = "", 0, False, 0
+        self.layout, self.bytes_read, self.truncated, self.lost_bytes, self.lost_from = "", 0, False, 0, 0
 
     def values(self) -> Iterator[tuple[int, Any]]:
         """Yield (byte offset, value or MALFORMED).
@@ -90,12 +91,13 @@ class JsonStream:
         while self._position < len(self._text):
             self._move(len(self._text))
             self._skip(SPACE)
-        self.lost_bytes = self._offset - start
+        self.lost_bytes, self.lost_from = self._offset - start, start
 
     def _lines(self) -> Iterator[tuple[int, Any]]:
         while True:
             self._skip(SPACE)
             if self._position == len(self._text):
+                self.lost_from = self._offset
                 return
             end = self._line_end()
             start, line = self._offset, self._text[self._position : end]
@@ -104,7 +106,7 @@ class JsonStream:
                 value = json.loads(line, strict=False)
             except (ValueError, RecursionError):
                 if self._at_end and end == len(self._text):
-                    self.truncated, self.lost_bytes = True, self._offset - start
+                    self.truncated, self.lost_bytes, self.lost_from = True, self._offset - start, start
                     return
                 value = MALFORMED
             yield start, value
@@ -123,7 +125,8 @@ class JsonStream:
                 if not self._may_be_short(error):
                     return self._resynchronize()
                 if self._at_end:
-                    return False, None
+                    ran_out = error.msg.startswith("Unterminated string") or error.pos >= len(self._text.rstrip())
+                    return (False, None) if ran_out else self._malformed_to_the_end()
                 self._read_more()
             else:
                 if end == len(self._text) and not self._at_end and not isinstance(value, (dict, list, str)):
@@ -141,13 +144,14 @@ class JsonStream:
         """Skip a malformed value: go on at the next ``{`` from which a record with turns parses."""
         candidate = self._position + 1
         while True:
-            candidate = self._text.find("{", candidate)
-            if candidate < 0:
+            opening = OBJECT.search(self._text, candidate)
+            if not opening:
                 if self._at_end:
-                    return False, None
+                    return self._malformed_to_the_end()
                 candidate = len(self._text) - self._position
                 self._read_more()
                 continue
+            candidate = opening.start()
             try:
                 value, _ = self._scan(self._text, candidate)
             except (ValueError, RecursionError) as error:
@@ -161,6 +165,14 @@ class JsonStream:
                 self._move(candidate)
                 return True, MALFORMED
             candidate += 1
+
+    def _malformed_to_the_end(self) -> tuple[bool, Any]:
+        """The last value of an array that ends as it should, else the value that the end of the file cut off."""
+        end = len(self._text.rstrip())
+        if end - 1 <= self._position or self._text[end - 1] != "]":
+            return False, None
+        self._move(end - 1)
+        return True, MALFORMED
 
     # -- the window
 
@@ -194,6 +206,6 @@ class JsonStream:
             self._read_more()
 
     def _cut_off(self) -> None:
-        self.truncated = True
+        self.truncated, self.lost_from = True, self._offset
         rest = self._text[self._position :]
         self.lost_bytes = len(rest.encode("utf-8", "surrogateescape"))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from realm.conversation import ENDS_SESSION, Conversation, ReadReport, split_segment_id
 from realm.funnel import Outcome
 
-NAMELESS = re.compile(r"record (\d+) at byte ")  # how a report calls a skipped record whose id cannot be read
+NAMELESS = re.compile(r"record (\d+)(?: at byte |\Z)")  # how a report calls a skipped record whose id cannot be read
 
 
 def unknown_ends(report: ReadReport, conversations: Sequence[Conversation]) -> set[str]:
@@ -28,7 +28,7 @@ def unknown_ends(report: ReadReport, conversations: Sequence[Conversation]) -> s
         place = int(nameless[1]) - skipped_before - 1 if nameless else -1
         if 0 <= place < len(conversations):
             sessions.add(conversations[place].session)  # the record may have been its next segment
-    if conversations and (report.truncated or report.read > len(conversations)):
+    if conversations and (report.file_defect or report.read > len(conversations)):
         sessions.add(conversations[-1].session)
     return sessions
 
