@@ -178,6 +178,51 @@ def test_a_table_with_the_columns_of_both_layouts_is_read(tmp_path):
     assert report.read == 2
 
 
+INSTRUCTIONS = {
+    "WizardLM": [{"instruction": "Why?", "output": "So."}, {"instruction": "Sum up:\n\nLong text", "output": "Text."}],
+    "Alpaca": [
+        {"instruction": "Why?", "input": "", "output": "So."},
+        {"instruction": "Sum up:", "input": "Long text", "output": "Text."},
+    ],
+    "Dolly": [
+        {"instruction": "Why?", "context": "", "response": "So.", "category": "open_qa"},
+        {"instruction": "Sum up:", "context": "Long text", "response": "Text.", "category": "summarization"},
+    ],
+}
+
+
+@pytest.mark.parametrize("container", [as_array, as_lines])
+@pytest.mark.parametrize("records", INSTRUCTIONS.values(), ids=INSTRUCTIONS)
+def test_an_instruction_is_a_conversation_of_one_round(tmp_path, records, container):
+    conversations, report = read_bytes(tmp_path, container(records), strict=True)
+    assert [c.id for c in conversations] == ["record-0", "record-1"]
+    assert [c.turns("user") for c in conversations] == [["Why?"], ["Sum up:\n\nLong text"]]
+    assert [c.turns("assistant") for c in conversations] == [["So."], ["Text."]]
+    assert (report.read, report.roles) == (2, {"user": 2, "assistant": 2})
+
+
+@pytest.mark.parametrize(
+    ("record", "defect"),
+    [
+        ({"instruction": "Why?"}, "null or non-string content"),
+        ({"instruction": "Why?", "output": None}, "null or non-string content"),
+        ({"instruction": None, "input": "text", "output": "So."}, "null or non-string content"),
+        ({"instruction": "Why?", "input": ["text"], "output": "So."}, "null or non-string content"),
+        ({"instruction": "Why?\x00", "output": "So."}, "NUL byte"),
+        ({"prompt": "Why?", "output": "So."}, "no turns"),
+    ],
+)
+def test_a_defect_of_an_instruction_is_counted(tmp_path, record, defect):
+    conversations, report = read_bytes(tmp_path, as_array([record, *INSTRUCTIONS["Alpaca"]]))
+    assert len(conversations) == 2
+    assert report.skipped == {defect: 1}
+
+
+def test_an_empty_answer_to_an_instruction_is_noted(tmp_path):
+    _, report = read_bytes(tmp_path, as_array([{"instruction": "Why?", "output": ""}]))
+    assert report.noted == {"empty turn": 1}
+
+
 def test_one_row_of_a_table_that_is_no_utf8_costs_only_itself(tmp_path):
     path = tmp_path / "table.parquet"
     raw = pyarrow.array([b"caf\xe9", b"fine"])

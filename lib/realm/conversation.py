@@ -219,7 +219,7 @@ def _digest(value: Any, number: int, report: ReadReport) -> tuple[Conversation |
     """A raw JSON value -> (conversation or None, defects)."""
     if not isinstance(value, dict):
         return None, ["record is not an object"]
-    turns = value.get("messages") or value.get("conversations")
+    turns = value.get("messages") or value.get("conversations") or _instructed(value)
     if not isinstance(turns, list) or not turns:
         return None, ["no turns"]
     messages: list[Message] = []
@@ -237,6 +237,18 @@ def _digest(value: Any, number: int, report: ReadReport) -> tuple[Conversation |
     if meta and not _is_json(meta):
         meta, defects = {}, [*defects, "meta that cannot be written, left out"]
     return Conversation(identifier, tuple(messages), meta), defects
+
+
+def _instructed(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The one round of an instruction record as WizardLM, Alpaca and Dolly have it; no turns of another record."""
+    if "instruction" not in value:
+        return []
+    asked, material = value["instruction"], value.get("input") or value.get("context")
+    if material:
+        texts = isinstance(asked, str) and isinstance(material, str)
+        asked = f"{asked}\n\n{material}" if texts else None
+    said = value["output"] if "output" in value else value.get("response")
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
 
 
 def _is_unicode(text: str) -> bool:
