@@ -2,6 +2,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,7 +79,14 @@ def test_complete_returns_text_and_usage(server):
     server.script = ["Hi."]
     reply = complete(server)
     assert (reply.text, reply.finish_reason) == ("Hi.", "stop")
-    assert (reply.prompt_tokens, reply.completion_tokens) == (7, 3)
+    assert (reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens) == (7, 3, None)
+
+
+def test_a_server_that_tells_what_it_had_read_before_is_believed(server):
+    told = {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 6}}
+    choices = [{"index": 0, "message": {"role": "assistant", "content": "Hi."}}]
+    server.script = [Fault(200, payload={"choices": choices, "usage": told})]
+    assert complete(server).cached_tokens == 6
 
 
 def test_the_request_carries_messages_seed_and_sampling(server):
@@ -183,6 +191,22 @@ def test_a_silent_server_is_unreachable_after_the_timeout(server):
     assert time.monotonic() - started < 5
     assert error.kind == "unreachable"
     assert "no answer in 0.3 s" in str(error)
+
+
+@pytest.fixture
+def black_hole():
+    """An address where a connection is made and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+
+
+def test_an_address_that_says_nothing_is_unreachable_within_seconds(black_hole):
+    block = Endpoint(engine="api", model="stub", base_url=black_hole, max_new_tokens=8)
+    started = time.monotonic()
+    with pytest.raises(EndpointError, match=r"judge \(stub at .*: no answer in 3 s") as caught:
+        reach(block)
+    assert time.monotonic() - started < 5
+    assert caught.value.kind == "unreachable" and "\n" not in str(caught.value)
 
 
 def test_a_dead_address_is_unreachable():
@@ -298,6 +322,25 @@ def test_complete_all_ends_with_the_first_error(server):
         many(server, 3, concurrency=1)
 
 
+def test_requests_start_at_the_pace_of_the_profile(server):
+    started = time.monotonic()
+    many(server, 4, requests_per_minute=300)
+    assert time.monotonic() - started >= 3 * 0.2
+
+
+def test_what_is_asked_again_keeps_the_pace_too(server):
+    server.script = [BUSY, BUSY]
+    started = time.monotonic()
+    complete(server, requests_per_minute=40, max_retries=2)
+    assert time.monotonic() - started >= 2 * 1.5  # by itself the client would wait a second and a half at most
+
+
+def test_without_a_pace_nothing_waits(server):
+    server.seconds = 0.5
+    many(server, 4)
+    assert server.most_busy > 1
+
+
 # ---------------------------------------------------------------- reaching an endpoint
 
 
@@ -331,6 +374,27 @@ def test_connect_checks_the_key_before_any_question():
         reach(strict.endpoint())
     assert caught.value.kind == "refused"
     assert strict.completions == []
+
+
+LISTED = Fault(200, payload={"object": "list", "data": [{"id": "other", "object": "model"}]})
+
+
+@pytest.mark.parametrize("models", [LISTED, Fault(404, "not found")], ids=["another is listed", "no list"])
+def test_a_wrong_model_name_shows_before_any_question(models):
+    with (
+        StubServer(lambda body: NO_MODEL, models) as strict,
+        pytest.raises(EndpointError, match="no such model or path") as caught,
+    ):
+        reach(strict.endpoint(max_retries=3))
+    assert caught.value.kind == "refused"
+    assert [r.body["max_tokens"] for r in strict.completions] == [1]
+
+
+def test_a_model_that_the_list_leaves_out_will_do():
+    with StubServer(models=LISTED) as hidden:
+        assert reach(hidden.endpoint()).text.startswith("words about")
+    with StubServer(models=Fault(200, page="<html>hello</html>")) as odd:
+        assert reach(odd.endpoint()).text.startswith("words about")
 
 
 def test_a_service_without_a_list_of_models_will_do():

@@ -161,6 +161,19 @@ def test_end_context_full_by_our_own_count(servers, tmp_path):
     assert len(servers[0].completions) == 1  # nothing is sent that cannot fit
 
 
+@pytest.mark.parametrize("simulator", [USERGPT, ROLEPLAY], ids=lambda s: s.name)
+def test_what_is_sent_is_whole_and_fits_to_the_last_request(servers, tmp_path, simulator):
+    servers[1].reply = lambda body: f"{len(body['messages'])} " + "word " * 9
+    stage = Stage(servers, tmp_path, simulator=simulator, max_rounds=99, context_length=128)
+    [talk] = stage.run(plan(1, 0, []))
+    assert talk.meta["end_reason"] == "context_full" and talk.rounds > 2
+    longest = []
+    for server, system in zip(servers, (simulator.system, RESPONDER_SYSTEM_PROMPT), strict=True):
+        assert all(r.said[0] == ("system", system) for r in server.completions)
+        longest.append(max(sum(len(words.split()) for _, words in r.said) for r in server.completions))
+    assert max(longest) < 128 - 16 < longest[0] + 15  # a reply of 16 tokens fits; a round more would not
+
+
 def test_end_context_full_by_the_server(servers, tmp_path):
     servers[1].script = ["first answer", TOO_LONG]
     reason, said = ended(servers, tmp_path)

@@ -152,7 +152,8 @@ def test_a_finished_run_connects_to_nothing(folder):
 
 def test_what_does_not_shape_the_words_does_not_change_the_journal(servers):
     one = profile_of(servers)
-    patient = servers[0].endpoint(context_length=4096, timeout_seconds=9.0, concurrency=2, max_retries=3)
+    patience = {"timeout_seconds": 9.0, "concurrency": 2, "requests_per_minute": 60, "max_retries": 3}
+    patient = servers[0].endpoint(context_length=4096, **patience)
     budget = one.simulation.budget.model_copy(update={"requests": 5})
     assert identity(one, 7) == identity(profile_of(servers, user=patient, budget=budget, free=9), 7)
     warm = servers[0].endpoint(context_length=4096, temperature=0.1)
@@ -171,6 +172,14 @@ def replayed(folder):
     known = {c.id: c for c in SEEDS}
     talks = load_conversations(folder / STAGE_FOLDER / "realchat.jsonl")
     return [known[c.id.partition("-")[2].partition("-")[2]] for c in talks]
+
+
+def test_a_seed_with_a_token_of_the_template_is_named_before_anything_is_asked(servers, folder):
+    spoiled = Conversation("bad", (Message("user", "What is <|im_end|>?"), Message("assistant", "An end.")))
+    write_conversations(folder / "01_data" / "test.jsonl", [*SEEDS, spoiled])
+    with pytest.raises(SimulationError, match=r"seeded-\d+-bad: its seed holds <\|im_end\|>, a token of the template"):
+        run(profile_of(servers, seeded=6), folder)
+    assert asked(servers) == 0
 
 
 def test_a_missing_split_names_what_to_run(servers, tmp_path):

@@ -92,17 +92,17 @@ class Estimate:
 def estimate(config: Simulation, openings: Iterable[int]) -> Estimate:
     """Of one conversation for each of ``openings``, the tokens of its opening round (0: the user opens)."""
     longest = {"user": config.user.max_new_tokens if config.user else 0, "assistant": config.responder.max_new_tokens}
-    ends = [e.context_length - e.max_new_tokens for e in (config.user, config.responder) if e]
-    human = config.user is not None
+    sides = {"user": config.user, "assistant": config.responder}
+    ends = {role: e.context_length - e.max_new_tokens for role, e in sides.items() if e}
 
     @lru_cache
     def one(opening: int) -> dict[str, Usage]:
         said, used = opening, {"user": Usage(), "assistant": Usage()}
         for _ in range(config.max_rounds - bool(opening)):
             for role in ("user", "assistant"):
-                if said > min(ends):
-                    return used
-                if role == "assistant" or human:
+                if role in ends:
+                    if said > ends[role]:
+                        return used
                     used[role] = Usage(used[role][0] + 1, used[role][1] + said, used[role][2] + longest[role])
                 said += longest[role]
         return used

@@ -1,7 +1,7 @@
 """Endpoints: any OpenAI-compatible service behind one client, and local servers that always end.
 
-The client is the ``openai`` package; what is added here are one-line errors, a bound on what is in flight,
-and keys that come from the environment and go nowhere else.
+The client is the ``openai`` package; what is added here are one-line errors, bounds on what is in flight and on
+how fast it is sent, and keys that come from the environment and go nowhere else.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from realm.provenance import redact, register_secret
 
 T = TypeVar("T")
 START_SECONDS = 300
+CHECK_SECONDS = 3  # for a service's list of models; whoever is slower than this is not there
 ENGINES_WITH_KEYS = ("llama.cpp", "vllm")
 
 
@@ -60,12 +61,16 @@ class Address:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. Token counts are the server's; 0 where it sends none."""
+    """One answer. Token counts are the server's; 0 where it sends none.
+
+    ``cached_tokens``: those of the prompt that it had read before; None where it does not tell.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int | None = None
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -81,28 +86,61 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 # ---------------------------------------------------------------- client
 
 
+class Pace:
+    """Lets requests start evenly, at most ``per_minute`` in any minute; None lets all start at once."""
+
+    def __init__(self, per_minute: int | None):
+        self._gap = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def wait(self, *_: object) -> None:
+        now = time.monotonic()
+        start = max(now, self._next)
+        self._next = start + self._gap
+        await asyncio.sleep(start - now)
+
+
 class Client:
-    """Chat completions against one address, at most ``endpoint.concurrency`` in flight."""
+    """Chat completions against one address, within the concurrency and rate of its endpoint."""
 
     def __init__(self, address: Address, endpoint: Endpoint, role: str):
         self.address, self.endpoint, self.role = address, endpoint, role
         self._gate = asyncio.Semaphore(endpoint.concurrency)
+        pace = Pace(endpoint.requests_per_minute)
         self._openai = openai.AsyncOpenAI(
             base_url=address.base_url,
             # Servers without keys ignore it, and the package refuses to start without one.
             api_key=address.key or "none",
             timeout=endpoint.timeout_seconds,
             max_retries=endpoint.max_retries,
+            # Under the package's retries: they are requests too.
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [pace.wait]}),
         )
 
     async def check(self) -> None:
-        """Ask for the list of models; raises EndpointError if nothing listens or the key is refused."""
+        """Ask for the list of models; raises EndpointError if nothing answers or the key or model is refused."""
+        # A local server was seen to be healthy, and may be slow on a busy machine.
+        patience = CHECK_SECONDS if self.endpoint.engine == "api" else self.endpoint.timeout_seconds
+        quick = self._openai.with_options(timeout=patience, max_retries=0)
+        listed: set[str] = set()
         try:
-            await self._openai.with_options(timeout=10, max_retries=0).models.list()
+            listed = {model.id for model in (await quick.models.list()).data}
         except openai.NotFoundError:
             pass  # some services have no list of models
         except openai.OpenAIError as error:
-            raise self._explain(error) from None
+            raise self._explain(error, patience) from None
+        except (AttributeError, TypeError, ValueError):  # the package checks the shape of nothing
+            pass
+        if self.endpoint.engine == "api" and self.address.model not in listed:
+            await self._try_model()
+
+    async def _try_model(self) -> None:
+        """Ask for one token: a list may leave out what is served, but a wrong name must not show after hours."""
+        try:
+            await self.complete([Message("user", "Hello")], 0, max_new_tokens=1)
+        except EndpointError as error:
+            if error.kind == "refused":
+                raise
 
     async def complete(
         self,
@@ -133,7 +171,8 @@ class Client:
         if not isinstance(text, str):
             raise EndpointError("failed", f"{self._name}: sent an answer without text")
         counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Reply(text, choice.finish_reason or "", *counts)
+        cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
+        return Reply(text, choice.finish_reason or "", *counts, cached)
 
     async def stream(self, messages: Sequence[Message], seed: int, hear: Callable[[str], None]) -> str:
         """One completion, each piece given to ``hear`` as it comes; returns the finish reason.
@@ -196,9 +235,10 @@ class Client:
     def _name(self) -> str:
         return f"{self.role} ({self.address.model} at {self.address.base_url})"
 
-    def _explain(self, error: openai.OpenAIError) -> EndpointError:
+    def _explain(self, error: openai.OpenAIError, patience: float | None = None) -> EndpointError:
         if isinstance(error, openai.APITimeoutError):
-            return EndpointError("unreachable", f"{self._name}: no answer in {self.endpoint.timeout_seconds:g} s")
+            seconds = patience or self.endpoint.timeout_seconds
+            return EndpointError("unreachable", f"{self._name}: no answer in {seconds:g} s")
         if isinstance(error, openai.APIConnectionError):
             fix = "start it, or correct base_url"
             return EndpointError("unreachable", f"{self._name}: nothing answers there; {fix}")
@@ -210,7 +250,7 @@ class Client:
         if status == 404:
             return EndpointError("refused", f"{self._name}: no such model or path (404); correct model or base_url")
         if status == 429:
-            fix = "wait, or lower concurrency in the profile"
+            fix = "wait, or lower concurrency or requests_per_minute in the profile"
             return EndpointError("unreachable", f"{self._name}: too many requests (429) after all retries; {fix}")
         if status == 400 and "context" in text.lower():
             return EndpointError("context", f"{self._name}: the conversation is too long: {text}")

@@ -105,6 +105,8 @@ class Endpoint(Block):
     ``engine``: ``llama.cpp``, ``transformers`` or ``vllm`` start a local server for ``model`` (an asset
     name, a folder, or ``stage:02_usergpt_sft``); ``api`` talks to ``base_url``, where ``model`` is the name
     that the service knows and ``api_key_env`` the environment variable that holds the key.
+    At most ``concurrency`` requests are in flight; ``requests_per_minute`` spaces their starts, null does not.
+    Each shard of a simulation has both for itself.
     """
 
     engine: Literal["llama.cpp", "transformers", "vllm", "api"]
@@ -116,6 +118,7 @@ class Endpoint(Block):
     max_new_tokens: int = Field(ge=1)
     context_length: int = Field(default=2048, ge=128)
     concurrency: int = Field(default=8, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
     timeout_seconds: float = Field(default=300.0, gt=0)
     max_retries: int = Field(default=4, ge=0)
 

@@ -43,7 +43,7 @@ FAILED = {"user": EndReason.USER_FAILED, "assistant": EndReason.RESPONDER_FAILED
 PAUSES = tuple(min(2.0**i, 30.0) for i in range(DOWN_AFTER))
 # These change what a run costs or how fast it is, never what is said: they may differ when it goes on.
 NOT_IDENTITY = {"free", "seeded", "budget"}
-NOT_IDENTITY_OF_ENDPOINT = {"concurrency", "timeout_seconds", "max_retries"}
+NOT_IDENTITY_OF_ENDPOINT = {"concurrency", "requests_per_minute", "timeout_seconds", "max_retries"}
 
 
 # ---------------------------------------------------------------- the engine
@@ -119,19 +119,36 @@ class Simulation:
         """Reasons that can be seen before anything is sent."""
         if said and said[-1].role == "assistant" and sum(m.role == "user" for m in said) >= self.max_rounds:
             return EndReason.MAX_ROUNDS
-        limit = min(c.endpoint.context_length - c.endpoint.max_new_tokens for c in self._clients)
-        return EndReason.CONTEXT_FULL if self._tokens(said) > limit else None
+        client = self._client(speaker(said))
+        if client is None:  # a script goes on whatever was said
+            return None
+        room = client.endpoint.context_length - client.endpoint.max_new_tokens
+        return EndReason.CONTEXT_FULL if self._tokens(said) > room else None
+
+    def _client(self, role: str) -> Client | None:
+        return self.user if role == "user" else self.responder
+
+    def _request(self, said: Sequence[Message]) -> list[Message]:
+        """What is sent for the next turn: always whole, its system prompt first."""
+        if speaker(said) == "user":
+            return self.simulator.messages(said)
+        return [Message("system", self.responder_system), *said]
 
     def _tokens(self, said: Sequence[Message]) -> int:
-        return self.count_tokens(self.format.render(said, self.simulator.system, reply_as="user")[0])
+        """Tokens of that request, by the template that its server fills in."""
+        if speaker(said) == "user" and self.simulator.flipped:
+            text, _ = self.format.render(said, self.simulator.system, reply_as="user")
+        else:
+            text, _ = self.format.render(self._request(said), None, reply_as="assistant")
+        return self.count_tokens(text)
 
     async def _next_turn(self, start: Start, said: list[Message]) -> Message | EndReason:
-        role = "user" if not said or said[-1].role == "assistant" else "assistant"
+        role = speaker(said)
         if role == "user" and start.script is not None:
             return self._replayed(start, said)
         faults = self.journal.faults(start.id, len(said))
         while not self._judge.gives_up(faults):
-            reply = await self._ask(start.id, said, role, len(faults))
+            reply = await self._ask(start.id, said, len(faults))
             if isinstance(reply, EndReason):
                 return reply
             message, outcome = self._judge.judge(role, reply.text, said)
@@ -156,12 +173,10 @@ class Simulation:
         """Tokens sent and generated; our own count where the server sends none, or a budget would never be spent."""
         return reply.prompt_tokens or self._tokens(said), reply.completion_tokens or self.count_tokens(reply.text)
 
-    async def _ask(self, conversation: str, said: list[Message], role: str, attempt: int) -> Reply | EndReason:
+    async def _ask(self, conversation: str, said: list[Message], attempt: int) -> Reply | EndReason:
         """One answer, or why there is none. Raises EndpointError where asking on is of no use to anybody."""
-        client = self.user if role == "user" else self.responder
-        request = [Message("system", self.responder_system), *said]
-        if role == "user":
-            request = self.simulator.messages(said)
+        role, request = speaker(said), self._request(said)
+        client = self._client(role)
         seed = turn_seed(conversation, len(said), self.seed, attempt)
         for pause in PAUSES:
             if not self._ledger.open():
@@ -183,6 +198,11 @@ class Simulation:
                 self._ledger.in_flight -= 1
             await asyncio.sleep(pause)
         return FAILED[role]
+
+
+def speaker(said: Sequence[Message]) -> str:
+    """Whose turn it is."""
+    return "user" if not said or said[-1].role == "assistant" else "assistant"
 
 
 def exported(journal: Journal, starts: Sequence[Start], simulator: str) -> list[Conversation]:
@@ -251,30 +271,41 @@ async def _hold_all(
     config, logs = chosen.simulation, folder / STAGE_FOLDER / "logs"
     tokenizer = load_tokenizer(chosen.dialogue.tokenizer)
     count = lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)  # noqa: E731
+    chat = chat_format(chosen.dialogue.template, tokenizer)
+    _require_plain(starts, chat)
     openings = [sum(count(m.content) for m in s.opening) for s in starts]
     print(f"before it starts: {estimate(config, openings)}", flush=True)
     simulator = SIMULATORS[config.simulator]
     if simulator == USERGPT:
         simulator = replace(USERGPT, falls_silent=chosen.usergpt_sft.learn_ending)
-    local = sum(e.engine != "api" for e in (config.user, config.responder) if e)
+    sides = {role: e for role, e in (("user", config.user), ("responder", config.responder)) if e}
+    local = sum(e.engine != "api" for e in sides.values())
+    clients: dict[str, Client] = {}
     async with contextlib.AsyncExitStack() as stack:
-        user, responder = [
-            endpoint and await stack.enter_async_context(connect(endpoint, role, folder, logs, share=local))
-            for role, endpoint in (("user", config.user), ("responder", config.responder))
-        ]
+        # Services first: a wrong key must not show only after a local server has loaded its weights.
+        for role, endpoint in sorted(sides.items(), key=lambda side: side[1].engine != "api"):
+            place = connect(endpoint, role, folder, logs, share=local)
+            clients[role] = await stack.enter_async_context(place)
         engine = Simulation(
             simulator,
-            user,
-            responder,
+            clients.get("user"),
+            clients["responder"],
             journal,
             config.max_rounds,
             seed,
             count,
-            chat_format(chosen.dialogue.template, tokenizer),
+            chat,
             config.guardrails,
             budget,
         )
         await engine.run(starts)
+
+
+def _require_plain(starts: Sequence[Start], chat: ChatFormat) -> None:
+    for start in starts:
+        text = "\n".join([*(m.content for m in start.opening), *(start.script or ())])
+        if found := [token for token in chat.reserved if token in text]:
+            raise SimulationError(f"{start.id}: its seed holds {found[0]}, a token of the template; take it out there")
 
 
 def identity(chosen: Profile, seed: int) -> dict[str, Any]:

@@ -25,6 +25,11 @@ class Simulator:
     opening: str | None = None
     falls_silent: bool = False
 
+    @property
+    def flipped(self) -> bool:
+        """Whether its server's template takes the swapped roles back."""
+        return self.opening is None
+
     def messages(self, said: Sequence[Message]) -> list[Message]:
         """The request that asks for the next human turn after ``said``."""
         swapped = [Message("assistant" if m.role == "user" else "user", m.content) for m in said]
