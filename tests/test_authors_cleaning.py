@@ -153,12 +153,12 @@ SMALL = [
 ]
 
 
-def rows(limit: int = 20) -> dict[str, int]:
+def rows(limit: int = 20, prompt: int = 0) -> dict[str, int]:
     sessions = [
         Conversation(f"s{n}", tuple(Message(SPEAKERS[i % 2], text) for i, text in enumerate(texts)))
         for n, (texts, _) in enumerate(SMALL)
     ]
-    table = slips(sessions, [sizes for _, sizes in SMALL], limit)
+    table = slips(sessions, [sizes for _, sizes in SMALL], limit, prompt)
     assert all(row["of"] == len(SMALL) and row["preset fixed"] for row in table)
     return {row["the authors' code"]: row["conversations hit"] for row in table}
 
@@ -168,12 +168,14 @@ def test_slips_are_counted_on_a_set_where_all_are_known():
     assert rows() == {
         "English with é, £ or a curly quote dropped as foreign": 1,
         "human turns rewritten by the HTML conversion": 1,
+        "human turns that hold its backslashes: this dump went through such a conversion": 0,
         "taken for a duplicate though roles differ": 1,
         "part 1 of the dump merged with itself (all again)": 7,
         "split: an empty segment": 2,
         "split: a human turn lost": 3,
         "split: a turn in two segments": 2,
         "split: a segment over max_length": 2,
+        "split: over it by the prompt, which another template measures": 0,
         "mask: last token unmasked for a human turn past the cut": 1,
         "mask: a segment with nothing supervised": 2,
         "mask: the begin token, which the prompt supplies, supervised": 7,
@@ -188,8 +190,20 @@ def test_with_room_for_all_only_trailing_human_turns_are_lost():
     assert found == {"split: an empty segment": 1, "split: a human turn lost": 2}
 
 
+def test_segments_that_fit_only_without_the_prompt_are_counted():
+    # Tokens of the segments above: 10 | 10 | 10 | none | none, 5 | 15, 23 | 30, 25, 35, 5
+    assert rows(20, prompt=10)["split: over it by the prompt, which another template measures"] == 1
+    assert rows(20, prompt=11)["split: over it by the prompt, which another template measures"] == 4
+
+
+def test_backslashes_of_an_earlier_conversion_are_counted(talk):
+    made = [talk("why is my\\_variable unset", "x"), talk("a \\_ b", "x"), talk("plain my_variable", "so\\_what")]
+    table = slips(made, [[1, 1]] * 3, 10, 0)
+    assert next(r["conversations hit"] for r in table if "backslashes" in r["the authors' code"]) == 1
+
+
 def test_progress_sees_the_sessions_and_nothing_gives_nothing():
-    assert [row["conversations hit"] for row in slips([], [], 10)] == [0] * 12
+    assert [row["conversations hit"] for row in slips([], [], 10, 0)] == [0] * 14
     seen = []
-    slips([Conversation("a", (Message("user", "q"),))], [[1]], 10, progress=lambda c: seen.extend(c) or c)
+    slips([Conversation("a", (Message("user", "q"),))], [[1]], 10, 0, progress=lambda c: seen.extend(c) or c)
     assert [c.id for c in seen] == ["a"]

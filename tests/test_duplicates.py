@@ -156,6 +156,15 @@ def test_the_longest_stays():
     assert outcomes[2].kept == [FAMILY[2]]
 
 
+@pytest.mark.parametrize("drop", [True, False])
+def test_clusters_are_reported_by_size(drop):
+    pair = [saying(WORDS[300:390], "p"), saying(WORDS[300:390], "q")]
+    step = Step("near", lambda cs: near_duplicates(cs, 0.7, drop))
+    _, (report,) = run_funnel([*FAMILY, saying(WORDS[:103], "third"), *pair], [step])
+    assert report.found == {"clusters of 3": 1, "clusters of 2": 1}
+    assert "clusters of 3: 1" in report.row()["why"]
+
+
 def test_marking_drops_nobody():
     outcomes = near_duplicates(FAMILY, 0.7, drop=False)
     assert [o.kept[0].meta.get(CLUSTER) for o in outcomes] == ["long", "long", None]

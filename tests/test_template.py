@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from realm.cleaning import no_reserved_tokens
-from realm.conversation import Conversation, Message
+from realm.conversation import ENDS_SESSION, Conversation, Message
 from realm.template import (
     IGNORED,
     SYSTEM_PROMPTS,
@@ -383,6 +383,17 @@ def test_segments_hold_the_conversation_and_each_human_turn_once(encoder_of, tal
     assert all(full[: len(part)] == part for full, part in zip(whole, learned, strict=True))
     cut = sum(encoder.encode(segment).cut for segment in segments)
     assert sum(full != part for full, part in zip(whole, learned, strict=True)) <= cut
+
+
+@given(contents=st.lists(WORDS, min_size=1, max_size=8), room=st.integers(20, 80))
+def test_the_learned_ending_has_its_place_in_the_last_segment(encoder_of, talk, contents, room):
+    conversation = talk(*contents, id="s_0", meta={ENDS_SESSION: True})
+    encoder = encoder_of("user", encoder_of().system_length() + room, ending=True)
+    (segments,) = split_long([conversation], encoder)
+    check_segments(encoder, conversation, segments)
+    last = encoder.encode(segments[-1])
+    if len(contents) % 2 == 0 and not last.cut:
+        assert supervised_runs(last, encoder.tokenizer)[-1] == encoder.format.ends["user"]
 
 
 def test_what_fits_is_left_alone(encoder_of, talk):

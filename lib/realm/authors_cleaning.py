@@ -28,6 +28,7 @@ CONTAINER_TAG = re.compile("<div.*?>|<span.*?>")
 COPY_IN_FENCE = re.compile(r"```\s*(.*?)(?:Copy code)+(.+?)\s*?```", re.S)
 COPIED = re.compile(r"Copy\d+ chars / \d+ words|```(.*?)Copy code\s*```")
 VARIANT = re.compile(r"\A\d+ / \d+")
+ESCAPED = re.compile(r"\w\\_\w")  # snake\_case, as the converter writes it
 
 
 def markdown_of(text: str) -> str:
@@ -106,23 +107,27 @@ def slips(
     sessions: Sequence[Conversation],
     lengths: Sequence[Sequence[int]],
     max_length: int,
+    prompt_length: int,
     progress: Callable[[Sequence[Conversation]], Any] = lambda c: c,
 ) -> list[dict[str, Any]]:
     """One row a slip: how many of ``sessions`` (joined, alternating) it hits, of how many, and our treatment.
 
-    ``lengths``: tokens of each turn under the training template, as ``Encoder.turn_lengths`` gives them.
+    ``lengths``: tokens of each turn under the training template, as ``Encoder.turn_lengths`` gives them;
+    ``prompt_length``: tokens of the system prompt, which their splitting does not count.
     """
     n = len(sessions)
     foreign = [c for c in sessions if ascii_or_translation(c).kept == [] and human_language(c) in ("en", "")]
     altered = sum(any(map(_alters, c.turns("user"))) for c in progress(sessions))
+    escaped = sum(any(map(ESCAPED.search, c.turns("user"))) for c in sessions)
     by_text = sum(not o.kept for o in same_text_duplicates(list(sessions)))
     by_roles = len(sessions) - len({content_digest(c) for c in sessions})
     rows = [
         ("English with é, £ or a curly quote dropped as foreign", len(foreign), "language told from human words"),
         ("human turns rewritten by the HTML conversion", altered, "only answers that are HTML are converted"),
+        ("human turns that hold its backslashes: this dump went through such a conversion", escaped, "left as it came"),
         ("taken for a duplicate though roles differ", by_text - by_roles, "the hash includes roles"),
         ("part 1 of the dump merged with itself (all again)", n, "each file is read once; duplicate ids are told"),
-        *_split_slips(sessions, lengths, max_length),
+        *_split_slips(sessions, lengths, max_length, prompt_length),
         ("mask: the begin token, which the prompt supplies, supervised", n, "header and begin token never are"),
         ("training and serving prompts differ by a line break", n, "tests hold both equal, token by token"),
     ]
@@ -139,9 +144,9 @@ def _alters(text: str) -> bool:
 
 
 def _split_slips(
-    sessions: Sequence[Conversation], lengths: Sequence[Sequence[int]], max_length: int
+    sessions: Sequence[Conversation], lengths: Sequence[Sequence[int]], max_length: int, prompt_length: int
 ) -> list[tuple[str, int, str]]:
-    empty = lost = twice = over = unmasked = nothing = 0
+    empty = lost = twice = over = uncounted = unmasked = nothing = 0
     for conversation, sizes in zip(sessions, lengths, strict=True):
         roles = [m.role for m in conversation.messages]
         segments = split_turns(roles, sizes, max_length)
@@ -150,8 +155,10 @@ def _split_slips(
         empty += any(not segment for segment in segments)
         lost += any(roles[i] == "user" and i not in held for i in range(len(roles)))
         twice += len(held) != len(set(held))
-        too_long = [sum(sizes[i] for i in segment) > max_length for segment in segments]
+        totals = [sum(sizes[i] for i in segment) for segment in segments]
+        too_long = [total > max_length for total in totals]
         over += any(too_long)
+        uncounted += any(total <= max_length < total + prompt_length for total in totals)
         unmasked += any(
             long and _starts_beyond(segment, sizes, max_length, roles)
             for long, segment in zip(too_long, segments, strict=True)
@@ -162,6 +169,7 @@ def _split_slips(
         ("split: a human turn lost", lost, "every turn stands in one segment, a trailing human turn too"),
         ("split: a turn in two segments", twice, "every turn stands in exactly one segment"),
         ("split: a segment over max_length", over, "measured with the training template, always within"),
+        ("split: over it by the prompt, which another template measures", uncounted, "the training prompt is counted"),
         ("mask: last token unmasked for a human turn past the cut", unmasked, "nothing past the cut is supervised"),
         ("mask: a segment with nothing supervised", nothing, "dropped and counted; none at all is an error"),
     ]

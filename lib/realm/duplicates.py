@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -96,7 +96,8 @@ def linked(size: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 
 def near_duplicates(conversations: list[Conversation], threshold: float, drop: bool) -> list[Outcome]:
-    """Every member of a cluster carries in ``meta`` the id of its longest one; with ``drop`` only that one stays."""
+    """Every member of a cluster carries in ``meta`` the id of its longest one; with ``drop`` only that one stays.
+    Clusters are counted by their size."""
     outcomes = [keep(c) for c in conversations]
     for cluster in near_duplicate_clusters(conversations, threshold):
         longest = max(cluster, key=lambda i: (sum(len(m.content) for m in conversations[i].messages), -i))
@@ -107,5 +108,5 @@ def near_duplicates(conversations: list[Conversation], threshold: float, drop: b
             else:
                 reason = "near-duplicate of a longer one" if drop else "near-duplicate, marked"
             kept = [] if drop and i != longest else [replace(conversations[i], meta=meta)]
-            outcomes[i] = Outcome(kept, reason)
+            outcomes[i] = Outcome(kept, reason, Counter({f"clusters of {len(cluster)}": int(i == longest)}))
     return outcomes

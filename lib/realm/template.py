@@ -331,11 +331,18 @@ def split_long(conversations: Sequence[Conversation], encoder: Encoder) -> list[
 
     A segment ends before the round (user turn and answer) that no longer fits. A round longer than the
     limit is split between its turns, and a turn longer than the limit stands alone: the encoder cuts it and
-    says so (``Encoded.cut``). No turn is lost, no segment is empty, a trailing user turn is kept.
+    says so (``Encoded.cut``). No turn is lost, no segment is empty, a trailing user turn is kept. With
+    ``encoder.ending`` the ending that training adds has its place too.
     """
     room = encoder.max_length - max(map(encoder.system_length, ("user", "assistant")))
-    lengths = encoder.turn_lengths(conversations)
-    return [_segments(c, sizes, room) for c, sizes in zip(conversations, lengths, strict=True)]
+    lengths = encoder.turn_lengths([with_ending(c) for c in conversations] if encoder.ending else conversations)
+    return [_segments(c, _own_turns(c, sizes), room) for c, sizes in zip(conversations, lengths, strict=True)]
+
+
+def _own_turns(conversation: Conversation, lengths: list[int]) -> list[int]:
+    """The ending, if one was measured, belongs to the last turn."""
+    last = len(conversation.messages) - 1
+    return [*lengths[:last], sum(lengths[last:])]
 
 
 def _segments(conversation: Conversation, lengths: list[int], room: int) -> list[Conversation]:
