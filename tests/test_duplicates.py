@@ -100,6 +100,16 @@ def test_one_changed_word_is_found_and_the_unrelated_are_not():
     assert clusters(made, 0.99) == set()
 
 
+def test_pairs_just_over_the_threshold_are_found():
+    # Sixty orders of words, each twice, with so many words changed that 0.70 to 0.74 is shared.
+    made = []
+    for k in range(60):
+        words = [WORDS[(i * (2 * k + 3) + k) % 401 % 400] for i in range(300)]
+        made += [saying(words, f"a{k}"), saying(changed(words, *range(20, 20 + 10 * 10, 10)), f"b{k}")]
+    assert all(0.7 <= similarity(shingles(a), shingles(b)) < 0.74 for a, b in zip(made[::2], made[1::2], strict=True))
+    assert len(clusters(made)) == 60
+
+
 def test_equality_is_found_at_threshold_one():
     assert clusters([saying(WORDS[:50], "a"), saying(WORDS[:50], "b")], 1.0) == {frozenset("ab")}
 

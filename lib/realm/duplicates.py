@@ -71,7 +71,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
 def similar_pairs(conversations: Sequence[Conversation], threshold: float) -> Iterator[tuple[int, int]]:
     """Index pairs whose similarity is at least ``threshold``, as far as the hashing finds them."""
     # A lower threshold for candidates costs comparisons and saves pairs that 64 permutations would miss.
-    index = MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=PERMUTATIONS)
+    index = MinHashLSH(threshold=max(0.1, threshold - 0.2), num_perm=PERMUTATIONS)
     sets = [shingles(c) for c in conversations]
     for i, own in enumerate(sets):
         sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
