@@ -187,15 +187,17 @@ async def hold(
 
 
 def contests(starts: Sequence[Start], authors: OneByOne, repetition: int) -> dict[tuple[str, int], Callable]:
-    """(way, rounds) -> the work of one repetition. Growth is of our way with short turns."""
+    """(way, rounds) -> the work of one repetition. Growth is of our way, with short turns in free conversations:
+    a seed would spare a round, and more of two than of eight."""
     seed = SEED + repetition
     few = [starts[(ONE_BY_ONE * repetition + i) % len(starts)] for i in range(ONE_BY_ONE)]
     works = {("authors", ROUNDS): lambda: authors.hold(few, ROUNDS, NEW_TOKENS, seed)}
     for way, engine in ENGINES.items():
         works[way, ROUNDS] = lambda engine=engine: by_engine(engine, starts, ROUNDS, NEW_TOKENS, seed)
+    free = plan(CONVERSATIONS, 0, [])
     for rounds in GROWTH:
         works["ours, short turns", rounds] = lambda rounds=rounds: by_engine(
-            ENGINES["ours"], starts, rounds, GROWTH_NEW_TOKENS, seed
+            ENGINES["ours"], free, rounds, GROWTH_NEW_TOKENS, seed
         )
     return works
 
