@@ -76,7 +76,9 @@ class Stage:
                     conversations = await engine.run(starts)
                 finally:
                     self.resumed_turns, self.usage = engine.resumed_turns, journal.usage()
-                    self.interventions, self.ended = journal.interventions(), journal.ended()
+                    self.interventions = {i.outcome: i.answers for i in journal.interventions()}
+                    self.effects, self.rejected = journal.interventions(), journal.rejected(9)
+                    self.ended = journal.ended()
         return conversations
 
 

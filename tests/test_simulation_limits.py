@@ -1,7 +1,11 @@
 """What stops a simulation, or bends it: guardrails, budgets, replays, and endpoints that fail."""
 
-import time
+import json
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
+from statistics import median
 
 import pytest
 from stub_server import (
@@ -89,6 +93,27 @@ def test_a_learned_ending_is_not_asked_for_again(servers, tmp_path):
     silent = replace(USERGPT, falls_silent=True)
     assert ended(servers, tmp_path, simulator=silent, rules=rules(resample_tries=3))[0] == "user_ended"
     assert len(servers[0].completions) == 2
+
+
+def test_what_a_guardrail_changed_is_told_with_the_words(servers, tmp_path):
+    help_offered = "How can I help you today?"
+    servers[0].script = [help_offered, "One?", help_offered, help_offered]
+    stage = Stage(servers, tmp_path, rules=rules(resample_tries=1, role_drift=True))
+    stage.run(plan(1, 0, []))
+    [effect] = stage.effects
+    assert effect == ("answers_as_assistant", 3, 1, 1) and effect.went_on == 0
+    assert [(r.words, r.instead) for r in stage.rejected] == [(help_offered, "One?"), *[(help_offered, None)] * 2]
+    servers[0].script = ["Two?", " ", "Three?"]
+    stage = Stage(servers, tmp_path / "other", max_rounds=2, rules=rules(resample_tries=1))
+    stage.run(plan(1, 0, []))
+    assert stage.effects == [("empty_turn", 1, 1, 0)] and stage.effects[0].went_on == 1
+
+
+def test_a_long_rejected_answer_is_kept_as_an_excerpt(servers, tmp_path):
+    servers[1].reply = lambda body: "x" * 2_000_000
+    stage = Stage(servers, tmp_path)
+    stage.run(plan(1, 0, []))
+    assert [len(r.words) for r in stage.rejected] == [500]
 
 
 def test_a_long_turn_is_cut_and_counted_on_either_side(servers, tmp_path):
@@ -193,6 +218,12 @@ def test_the_estimate_stops_where_the_context_does_and_a_replay_asks_no_user():
     assert replay.usage["assistant"].requests == 2
 
 
+def test_the_bar_shows_what_was_spent_and_what_is_left(servers, tmp_path, capsys):
+    Stage(servers, tmp_path, budget=budget(responder_price=PRICE)).run(plan(3, 0, []))
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert re.search(r"conversations: 100%.* 3/3 \[\d\d:\d\d<\d\d:\d\d, .*18 requests, 180 tokens, \$0\.00", last)
+
+
 # ---------------------------------------------------------------- replay
 
 
@@ -237,6 +268,7 @@ FINAL = {
     "null content": NULL_CONTENT,
     "a web page": Fault(200, page="<html>sign in</html>"),
     "another content type": Raw(b'{"choices": [{"mess', kind="text/plain"),
+    "a stream nobody asked for": Raw(b'data: {"choices": []}\n\ndata: [DONE]\n\n', kind="text/event-stream"),
 }
 
 
@@ -283,25 +315,43 @@ def test_one_conversation_alone_is_enough_to_find_an_endpoint_down(servers, tmp_
     assert len(servers[0].completions) == DOWN_AFTER
 
 
-def test_two_hundred_conversations_with_every_fifth_request_failing(tmp_path):
-    faults = [BUSY, BROKEN, Fault(503, "overloaded"), EMPTY_CHOICES, Raw(b'{"choi', length=99)]
-    with StubServer(failing(faults)) as user, StubServer(failing(faults)) as responder:
-        started = time.monotonic()
-        talks = Stage((user, responder), tmp_path, max_rounds=2, concurrency=16).run(plan(200, 0, []))
-        assert time.monotonic() - started < 20
-    assert [c.id for c in talks] == [f"free-{i:05d}" for i in range(200)]
+HUGE = Raw(
+    json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "x" * 10_000_000}}]}).encode()
+)
+SLOW = {"time-out": Fault(200, delay=3.0), "slow trickle": Trickle(seconds=3.0)}
+QUICK = [fault for name, fault in {**PASSING, **FINAL}.items() if name not in SLOW]
+SOAK = [*QUICK, HUGE, *QUICK, *SLOW.values()]
+
+
+@pytest.mark.parametrize("name", [*PASSING, *FINAL])
+def test_the_soak_fails_in_every_way(name):
+    fault = {**PASSING, **FINAL, **SLOW}[name]
+    assert fault in SOAK
+
+
+def test_five_hundred_conversations_with_every_fifth_request_failing_in_flat_memory(tmp_path):
+    memory = []
+    with StubServer(failing(SOAK, memory)) as user, StubServer(failing(SOAK, memory)) as responder:
+        stage = Stage((user, responder), tmp_path, max_rounds=2, concurrency=16, timeout_seconds=2.0)
+        talks = stage.run(plan(500, 0, []))
+        assert all(len(server.completions) > len(SOAK) * 5 for server in (user, responder))
+        assert not any(r.body.get("stream") for r in user.completions + responder.completions)
+    assert [c.id for c in talks] == [f"free-{i:05d}" for i in range(500)]
     reasons = simulation.end_reasons(talks)
-    assert set(reasons) <= set(EndReason) and reasons["max_rounds"] > 50
+    assert set(reasons) <= set(EndReason) and reasons["max_rounds"] > 125
     assert reasons["user_failed"] and reasons["responder_failed"]
     assert all(len(c.messages) == 4 for c in talks if c.meta["end_reason"] == "max_rounds")
+    half, end = (median(memory[i * len(memory) // 4 :][: len(memory) // 4]) for i in (1, 3))
+    assert end - half < 48 * 2**20  # a few answers of 10 MB kept would be more
 
 
-def failing(faults):
-    """Every fifth request fails, each time in the next way."""
+def failing(faults, memory):
+    """Every fifth request fails, each time in the next way; ``memory``: bytes resident at each request."""
     count = iter(range(10**6))
 
     def reply(body):
         number = next(count)
+        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         return faults[number // 5 % len(faults)] if number % 5 == 4 else echo_digest(body)
 
     return reply

@@ -99,7 +99,7 @@ def test_a_conversation_in_which_nothing_was_said_is_counted_and_left_out(server
 def test_nothing_to_export_is_still_readable(tmp_path):
     config = load_profile("smoke").simulation
     talks = [Conversation("a", (), {"mode": "free", "end_reason": "empty_turn", "simulator": "usergpt"})]
-    assert export.write_exports(tmp_path, talks, config, 1, {}, {}) == []
+    assert export.write_exports(tmp_path, talks, config, 1, {}, []) == []
     assert load_conversations(tmp_path / "realchat.jsonl") == []
     assert load_conversations(tmp_path / "realchat.parquet") == []
 

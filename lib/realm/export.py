@@ -11,7 +11,7 @@ import jinja2
 import yaml
 
 from realm.conversation import Conversation, write_conversations, write_sharegpt
-from realm.journal import EndReason, Usage
+from realm.journal import EndReason, Intervention, Usage
 from realm.model_card import PAPER, public_name
 from realm.profile import Simulation
 from realm.provenance import atomic_path, redact
@@ -27,7 +27,7 @@ def write_exports(
     config: Simulation,
     seed: int,
     usage: Mapping[str, Usage],
-    interventions: Mapping[str, int],
+    interventions: Sequence[Intervention],
 ) -> list[Conversation]:
     """Write the four files into ``folder``; returns the conversations in them.
 
@@ -66,7 +66,7 @@ def _card(
     config: Simulation,
     seed: int,
     usage: Mapping[str, Usage],
-    interventions: Mapping[str, int],
+    interventions: Sequence[Intervention],
 ) -> str:
     counts = lambda key: Counter(c.meta[key] for c in conversations)  # noqa: E731
     ends = counts("end_reason")
@@ -85,7 +85,7 @@ def _card(
         config=config,
         seed=seed,
         usage=sorted(usage.items()),
-        interventions=sorted(interventions.items()),
+        interventions=sorted(interventions),
     )
 
 

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -20,13 +19,17 @@ from realm.conversation import Message
 from realm.provenance import text_sha256
 
 KEPT, CUT = "kept", "cut"  # outcomes of a request whose words became a turn
+EXCERPT = 500  # characters kept of words that were rejected
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS turns (conversation TEXT, position INTEGER, role TEXT, content TEXT,"
     " PRIMARY KEY (conversation, position))",
     "CREATE TABLE IF NOT EXISTS requests (conversation TEXT, position INTEGER, attempt INTEGER, role TEXT,"
     " prompt_tokens INTEGER, new_tokens INTEGER, outcome TEXT, PRIMARY KEY (conversation, position, attempt))",
+    "CREATE TABLE IF NOT EXISTS rejected (conversation TEXT, position INTEGER, attempt INTEGER, content TEXT,"
+    " PRIMARY KEY (conversation, position, attempt))",
     "CREATE TABLE IF NOT EXISTS ends (conversation TEXT PRIMARY KEY, reason TEXT)",
 )
+COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2}
 
 
 class EndReason(StrEnum):
@@ -65,6 +68,28 @@ class Attempt(NamedTuple):
     prompt_tokens: int
     new_tokens: int
     outcome: str
+
+
+class Intervention(NamedTuple):
+    """What one guardrail did: answers it cut or rejected, in how many conversations, and how many of these ended so."""
+
+    outcome: str
+    answers: int
+    conversations: int
+    ended: int
+
+    @property
+    def went_on(self) -> int:
+        return self.conversations - self.ended
+
+
+class Rejected(NamedTuple):
+    """Words that did not become a turn, cut after 500 characters; ``instead``: those that did, None if none did."""
+
+    conversation: str
+    outcome: str
+    words: str
+    instead: str | None
 
 
 class Journal:
@@ -112,10 +137,16 @@ class Journal:
                 "INSERT INTO turns VALUES (?, ?, ?, ?)", (conversation, position, message.role, message.content)
             )
             if paid:
-                self.reject(paid)
+                self._pay(paid)
 
-    def reject(self, paid: Attempt) -> None:
-        """A request that was answered, whatever became of the answer."""
+    def reject(self, paid: Attempt, words: str) -> None:
+        """A request whose answer did not become a turn."""
+        with self._together():
+            self._pay(paid)
+            place = (paid.conversation, paid.position, paid.attempt)
+            self._db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", (*place, words[:EXCERPT]))
+
+    def _pay(self, paid: Attempt) -> None:
         self._db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)", paid)
 
     def end(self, conversations: Iterable[str], reason: EndReason) -> None:
@@ -147,11 +178,12 @@ class Journal:
 
     def _copy(self, other: Journal, name: str, reason: EndReason | None) -> None:
         # Also what was paid here for words that are replaced: left behind, it would count as tries of later turns.
-        for table in ("turns", "requests", "ends"):
+        for table in COLUMNS:
             self._db.execute(f"DELETE FROM {table} WHERE conversation = ?", (name,))
-        for table, columns in (("turns", "?, ?, ?, ?"), ("requests", "?, ?, ?, ?, ?, ?, ?")):
+        for table in COLUMNS.keys() - {"ends"}:
             rows = other._db.execute(f"SELECT * FROM {table} WHERE conversation = ?", (name,))
-            self._db.executemany(f"INSERT INTO {table} VALUES ({columns})", rows)
+            values = ", ".join("?" * COLUMNS[table])
+            self._db.executemany(f"INSERT INTO {table} VALUES ({values})", rows)
         if reason:
             self._db.execute("INSERT INTO ends VALUES (?, ?)", (name, reason))
 
@@ -184,10 +216,26 @@ class Journal:
         )
         return {role: Usage(*numbers) for role, *numbers in rows}
 
-    def interventions(self) -> Counter[str]:
-        """What the guardrails did: ``cut``, and each reason for which an answer was rejected -> how often."""
-        rows = self._db.execute("SELECT outcome, COUNT(*) FROM requests GROUP BY outcome")
-        return Counter({outcome: n for outcome, n in rows if outcome not in (KEPT, EndReason.USER_ENDED)})
+    def interventions(self) -> list[Intervention]:
+        """What the guardrails did, most frequent first: ``cut``, and each reason for which answers were rejected."""
+        rows = self._db.execute(
+            "SELECT outcome, COUNT(*), COUNT(DISTINCT conversation),"
+            " COUNT(DISTINCT CASE WHEN reason = outcome THEN conversation END)"
+            " FROM requests LEFT JOIN ends USING (conversation) WHERE outcome NOT IN (?, ?)"
+            " GROUP BY outcome ORDER BY 2 DESC, 1",
+            (KEPT, EndReason.USER_ENDED),
+        )
+        return [Intervention(*row) for row in rows]
+
+    def rejected(self, count: int) -> list[Rejected]:
+        """The first ``count`` answers that were rejected, by conversation and turn, and what stands there instead."""
+        rows = self._db.execute(
+            "SELECT conversation, outcome, rejected.content, turns.content FROM rejected"
+            " JOIN requests USING (conversation, position, attempt) LEFT JOIN turns USING (conversation, position)"
+            " WHERE outcome != ? ORDER BY conversation, position, attempt LIMIT ?",
+            (EndReason.USER_ENDED, count),
+        )
+        return [Rejected(*row) for row in rows]
 
     def close(self) -> None:
         self._db.close()

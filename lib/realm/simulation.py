@@ -28,7 +28,16 @@ from realm.budget import Ledger, dollars, estimate, share
 from realm.conversation import Conversation, ConversationFileError, Message
 from realm.endpoint import Client, EndpointError, Reply, connect, together
 from realm.export import write_exports
-from realm.journal import Attempt, EndReason, Journal, SimulationError, Usage, journal_path
+from realm.journal import (
+    Attempt,
+    EndReason,
+    Intervention,
+    Journal,
+    Rejected,
+    SimulationError,
+    Usage,
+    journal_path,
+)
 from realm.llama_cpp import ConversionError
 from realm.profile import Profile, ProfileError, load_profile, run_folder
 from realm.provenance import ArtefactError, redact, register_secret
@@ -38,6 +47,7 @@ from realm.template import ChatFormat, chat_format, load_tokenizer
 
 RESPONDER_SYSTEM_PROMPT = "You are an artificial intelligence assistant."
 STAGE_FOLDER = "03_simulation"
+SHOWN = 100  # rejected answers that a run's outcome holds
 FAILED = {"user": EndReason.USER_FAILED, "assistant": EndReason.RESPONDER_FAILED}
 # Seconds before an endpoint that did not answer is asked again; as many as it takes to call it down.
 PAUSES = tuple(min(2.0**i, 30.0) for i in range(DOWN_AFTER))
@@ -157,7 +167,7 @@ class Simulation:
             if not isinstance(outcome, EndReason):
                 self.journal.add_turn(start.id, len(said), message, paid)
                 return message
-            self.journal.reject(paid)
+            self.journal.reject(paid, message.content)
             faults.append(outcome)
         return faults[-1]
 
@@ -234,7 +244,8 @@ class Outcome:
     conversations: list[Conversation]  # those in which something was said
     reasons: Counter[str]
     usage: dict[str, Usage]
-    interventions: Counter[str]  # what guardrails did -> answers
+    interventions: list[Intervention]
+    rejected: list[Rejected]  # some of them, to be looked at
     dollars: float | None  # None where nothing has a price
     resumed_turns: int
 
@@ -258,11 +269,12 @@ async def simulate(chosen: Profile, seed: int, folder: Path, shard: Shard | None
         if any(ended.get(s.id, EndReason.BUDGET_SPENT) == EndReason.BUDGET_SPENT for s in starts):
             await _hold_all(chosen, seed, folder, starts, journal, share(config.budget, shard.of if shard else 1))
         talks = exported(journal, starts, config.simulator)
-        usage, interventions = journal.usage(), journal.interventions()
+        usage, interventions, rejected = journal.usage(), journal.interventions(), journal.rejected(SHOWN)
     if shard is None:
         write_exports(out, talks, config, seed, usage, interventions)
     spoken = [c for c in talks if c.messages]
-    return Outcome(spoken, end_reasons(talks), usage, interventions, dollars(config.budget, usage), resumed)
+    cost = dollars(config.budget, usage)
+    return Outcome(spoken, end_reasons(talks), usage, interventions, rejected, cost, resumed)
 
 
 async def _hold_all(
