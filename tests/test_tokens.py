@@ -226,6 +226,7 @@ def test_what_was_read_is_remembered_and_forgotten_beyond_the_limit(with_file_to
 
 def test_more_turns_than_one_task_come_back_in_order(with_file_token, monkeypatch):
     monkeypatch.setattr("realm.tokens.TURNS_PER_TASK", 2)
+    monkeypatch.setattr("realm.tokens.WORTH_THREADS", 0)
     turns = Turns(with_file_token)
     contents = [f"turn {i} <filename>" if i % 3 else f"turn {i}" for i in range(11)]
     assert by_turns(turns, contents) == whole(with_file_token, contents)

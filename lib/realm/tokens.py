@@ -26,6 +26,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 MAX_TOKENS_HELD = 60_000_000  # 4 bytes each; beyond that the store starts anew
 TURNS_PER_TASK = 64
+WORTH_THREADS = 100_000  # characters; below, starting threads takes longer than they save
 # How GPT-2 cuts text into words before merging; possessive, so that long runs of blanks stay linear.
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
@@ -87,9 +88,12 @@ class Turns:
 
     def _fast(self, turns: list[tuple[Frame, str]]) -> list[tuple[np.ndarray, int]]:
         """By tiktoken, on all cores: it lets go of the interpreter's lock while it works."""
-        chunks = [turns[i : i + TURNS_PER_TASK] for i in range(0, len(turns), TURNS_PER_TASK)]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            found = [tokens for chunk in pool.map(self._bpe.turns, chunks) for tokens in chunk]
+        if sum(len(content) for _, content in turns) < WORTH_THREADS:
+            found = self._bpe.turns(turns)
+        else:
+            chunks = [turns[i : i + TURNS_PER_TASK] for i in range(0, len(turns), TURNS_PER_TASK)]
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                found = [tokens for chunk in pool.map(self._bpe.turns, chunks) for tokens in chunk]
         left = [i for i, tokens in enumerate(found) if tokens is None]
         for i, tokens in zip(left, self._slow([turns[i] for i in left]), strict=True):
             found[i] = tokens

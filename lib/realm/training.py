@@ -257,7 +257,8 @@ def supervised_nll(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tu
 
 
 class _LengthGrouped(torch.utils.data.Sampler):
-    """Rows of like length together. The order depends on seed and epoch alone, so a resumed run sees the same."""
+    """Rows of like length share a batch, batches come in random order: else a step would see long turns or short
+    ones only. The order depends on seed and epoch alone, so a resumed run sees the same."""
 
     def __init__(self, lengths: list[int], batch: int, seed: int):
         self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
@@ -270,7 +271,11 @@ class _LengthGrouped(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+        rows = get_length_grouped_indices(self.lengths, self.batch, generator=generator)
+        batches = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+        whole = len(rows) // self.batch  # a short batch stays the last one, or those after it would be cut anew
+        order = torch.randperm(whole, generator=generator).tolist() + list(range(whole, len(batches)))
+        return iter([row for i in order for row in batches[i]])
 
 
 class _SupervisedTrainer(Trainer):
