@@ -503,6 +503,24 @@ def test_a_local_server_is_gone_after_an_exception(engine, tmp_path):
     assert not listens(address.base_url)
 
 
+def test_local_servers_of_transformers_share_the_cores(monkeypatch, tmp_path):
+    use_engine(monkeypatch, tmp_path, "import os\nraise SystemExit('threads: ' + os.environ['OMP_NUM_THREADS'])")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    block = LOCAL.model_copy(update={"engine": "transformers"})
+    with (
+        pytest.raises(EndpointError, match="threads: 3;"),
+        local_server(block, tmp_path, None, tmp_path / "log", share=2),
+    ):
+        pytest.fail("it never came up")
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_every_engine_is_told_to_listen_on_loopback(monkeypatch, tmp_path, engine):
+    monkeypatch.setattr(rooms, "_program", lambda name: name)
+    words, _ = rooms._command(LOCAL.model_copy(update={"engine": engine}), tmp_path, None, 4567, 1)
+    assert words[words.index("--host") + 1] == "127.0.0.1" and words[words.index("--port") + 1] == "4567"
+
+
 PARENT = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
@@ -633,6 +651,28 @@ def tiny(tmp_path_factory):
     folder = write_tiny_model(tmp_path_factory.mktemp("tiny"))
     (folder / "chat_template.jinja").write_text("{{ 'flipped' }}")
     return folder
+
+
+def addresses_that_listen(port):
+    """Of this machine, for a TCP port, as the kernel has them."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel's table is Linux's")
+def test_the_default_server_listens_on_loopback_alone_and_wants_its_key(tiny, tmp_path):
+    from tiny_model import write_vocabulary
+    from transformers import AutoModelForCausalLM
+
+    write_vocabulary(tmp_path / "base.gguf", AutoModelForCausalLM.from_pretrained(tiny))
+    block = LOCAL.model_copy(update={"context_length": 128, "concurrency": 1})
+    with local_server(block, tiny, tmp_path / "base.gguf", tmp_path / "log") as address:
+        port = int(address.base_url.split(":")[2].split("/")[0])
+        assert addresses_that_listen(port) == ["0100007F"]
+        assert status(address, address.key) == 200
+        question = b'{"messages": [{"role": "user", "content": "Hello?"}]}'
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{address.base_url}/chat/completions", question, timeout=30)
 
 
 def test_an_exported_model_answers_like_the_original(tiny, tmp_path):

@@ -3,10 +3,11 @@ import contextlib
 import sqlite3
 from dataclasses import replace
 
+import nbformat
 import pytest
 from stub_server import BAD_KEY, BROKEN, TOO_LONG, StubServer
 
-from realm import display, simulation
+from realm import display, pipeline, simulation
 from realm.conversation import Conversation, Message
 from realm.endpoint import Address, Client
 from realm.journal import Journal, SimulationError, journal_path
@@ -407,6 +408,22 @@ def test_a_script_in_a_conversation_is_escaped_when_shown():
     table = display.side_by_side({HOSTILE: [HOSTILE]}).data
     assert "<script" not in table
     assert table.count("&lt;script&gt;") == 2
+
+
+def test_a_script_in_a_conversation_is_text_in_the_executed_page(tmp_path):
+    talk = Conversation(HOSTILE, (Message("user", HOSTILE), Message("assistant", HOSTILE)), {HOSTILE: HOSTILE})
+    shown = [
+        display.conversation(talk).data,
+        display.side_by_side({HOSTILE: [HOSTILE]}).data,
+        display.table([{HOSTILE: HOSTILE}])._repr_html_(),
+    ]
+    outputs = [nbformat.v4.new_output("execute_result", {"text/html": text}) for text in shown]
+    path = tmp_path / "03_simulation.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("show", outputs=outputs)]), path)
+    pipeline._to_html(path)
+    page = path.with_suffix(".html").read_text()
+    assert HOSTILE not in page
+    assert page.count("&lt;script&gt;alert(") == 9
 
 
 def test_a_long_conversation_is_cut_and_says_so():

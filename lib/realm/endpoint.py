@@ -336,7 +336,7 @@ def local_server(
         # Its list of models fails where no Hub cache was ever made; the model itself is a local folder.
         hub = assets.cache_folder() / "hub"
         hub.mkdir(parents=True, exist_ok=True)
-        environment["HF_HUB_CACHE"] = str(hub)
+        environment |= {"HF_HUB_CACHE": str(hub), "OMP_NUM_THREADS": str(_threads(share))}
     with log.open("wb") as output:
         guard = subprocess.Popen(
             [sys.executable, "-m", "realm.guard", *command],
@@ -362,14 +362,13 @@ def _command(endpoint: Endpoint, folder: Path, vocabulary: Path | None, port: in
     if endpoint.engine == "llama.cpp":
         # Beside a model of ours; beside the cached asset otherwise: written once either way.
         gguf = llama_cpp.export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
-        threads = max(1, (os.cpu_count() or 1) // share)
         options = {
             "--model": gguf,
             "--port": port,
             "--name": folder.name,
             "--slots": endpoint.concurrency,
             "--context-length": endpoint.context_length,
-            "--threads": threads,
+            "--threads": _threads(share),
         }
         words = [str(word) for pair in options.items() for word in pair]
         return [sys.executable, "-m", "realm.llama_cpp", *words], folder.name
@@ -398,6 +397,10 @@ def _command(endpoint: Endpoint, folder: Path, vocabulary: Path | None, port: in
         "--max-model-len",
         str(endpoint.context_length),
     ], folder.name
+
+
+def _threads(share: int) -> int:
+    return max(1, (os.cpu_count() or 1) // share)
 
 
 def _program(name: str) -> str:
