@@ -280,6 +280,17 @@ def test_each_epoch_sees_every_row_once_in_an_order_of_its_own(folder, tokenizer
     assert first != second
 
 
+def test_batches_hold_rows_of_like_length_and_come_in_no_order_of_length():
+    lengths = [10 * (i % 40 + 1) for i in range(201)]  # 201: the last batch is short
+    sampler = training._LengthGrouped(lengths, 4, seed=1)
+    order = list(sampler)
+    assert sorted(order) == list(range(201)) and order == list(sampler)
+    batches = [[lengths[i] for i in order[k : k + 4]] for k in range(0, 201, 4)]
+    assert np.median([max(b) - min(b) for b in batches]) <= 20
+    longest = [max(b) for b in batches]
+    assert abs(np.corrcoef(longest[1:], longest[:-1])[0, 1]) < 0.5
+
+
 @pytest.mark.parametrize("change", [{"learning_rate": 5e-3}, {"supervise": "assistant"}])
 def test_checkpoints_of_another_configuration_are_not_resumed(folder, tokenizer, rows, tmp_path, monkeypatch, change):
     first, second = sft(folder), sft(folder, **change)
