@@ -54,10 +54,10 @@ RESULTS = Path(__file__).parent / "results" / "simulation.csv"
 MODEL = "smollm2-135m"
 SEED = 20230823
 REPETITIONS = 3
-CONVERSATIONS = 8
+CONVERSATIONS = 16  # at once: batches make a server fast
 ONE_BY_ONE = 2  # conversations of the authors' way in each repetition
 ROUNDS, NEW_TOKENS = 3, 64
-GROWTH, GROWTH_NEW_TOKENS = (2, 4, 8), 24  # eight rounds of this length fit into the context
+GROWTH, GROWTH_CONVERSATIONS, GROWTH_NEW_TOKENS = (2, 4, 8), 8, 24  # eight rounds of this length fit into the context
 CONTEXT = 2_048
 TEMPERATURE = 1.0
 SEED_CHARACTERS = 600
@@ -194,7 +194,7 @@ def contests(starts: Sequence[Start], authors: OneByOne, repetition: int) -> dic
     works = {("authors", ROUNDS): lambda: authors.hold(few, ROUNDS, NEW_TOKENS, seed)}
     for way, engine in ENGINES.items():
         works[way, ROUNDS] = lambda engine=engine: by_engine(engine, starts, ROUNDS, NEW_TOKENS, seed)
-    free = plan(CONVERSATIONS, 0, [])
+    free = plan(GROWTH_CONVERSATIONS, 0, [])
     for rounds in GROWTH:
         works["ours, short turns", rounds] = lambda rounds=rounds: by_engine(
             ENGINES["ours"], free, rounds, GROWTH_NEW_TOKENS, seed
