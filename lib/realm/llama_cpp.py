@@ -101,7 +101,7 @@ def _rotary_layout(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def serve(model: Path, port: int, name: str, slots: int, context_length: int, threads: int) -> None:
-    """Serve until killed. Plain sampling from the model's distribution: no top-k or min-p unless asked for."""
+    """Serve until killed. Sampling is by top-p and temperature, what the protocol has, and nothing else."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -112,8 +112,7 @@ def serve(model: Path, port: int, name: str, slots: int, context_length: int, th
     parameters.n_parallel = slots
     parameters.n_ctx = slots * context_length
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-    parameters.sampling.top_k = 0
-    parameters.sampling.min_p = 0.0
+    parameters.sampling.samplers = "top_p;temperature"
     parameters.ui = False
     if key := os.environ.get(KEY_VARIABLE):
         parameters.api_keys = [key]
