@@ -54,7 +54,7 @@ def memory(shape: Architecture, config: SFT, length: int, share: float, processe
     """Bytes on each device at the peak of a step over rows of ``length`` tokens; ``width``: bytes of the compute dtype.
 
     ``full`` is sharded over ``processes`` (FSDP), adapters are repeated on each (DDP). Tensors alone: libraries, the
-    CUDA context and the allocator's fragments come on top: benchmarks/results/training.csv has the peaks of processes.
+    CUDA context and the allocator's fragments come on top; benchmarks/training.py measures the peaks of processes.
     """
     full, tokens = config.method == "full", config.batch_size * length
     trained = shape.parameters if full else shape.adapter(config.lora_rank)

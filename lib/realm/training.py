@@ -3,10 +3,10 @@
 The loss needs logits only where a turn is supervised, a fifth of the tokens on the user's side: the output
 head is applied there alone, and tokens after the last supervised one are cut. Neither changes the loss.
 
-Rows of like length share a batch, and are not packed into one. On the CPU that measures faster (benchmarks/training.py:
-length groups leave little padding, and a packed row needs a mask, for which attention falls back to slower kernels). On
-a GPU the same holds by reasoning, untested: what packing saves is padding, and little of it is left; kernels for packed
-rows (flash attention with sequence bounds) would need a library that few machines have built.
+Rows of like length share a batch, and are not packed into one: what packing saves is padding, and length groups leave
+little of it, while conversations in one row need a mask between them, for which attention falls back to slower kernels.
+benchmarks/training.py runs both on the CPU (``ratio_to_ours_packed``). On a GPU this is reasoning, untested; kernels for
+packed rows (flash attention with sequence bounds) would be one more library to build there.
 
 ``python -m realm.training`` is the same training outside a notebook, for ``accelerate launch``: one process a GPU.
 An optimizer step then sees batch_size * accumulation * processes segments; the budget of tokens is that of all
