@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 from realm import training
 from realm.conversation import ENDS_SESSION, Conversation, Message
@@ -305,11 +305,8 @@ def _best_threshold(score: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _auc(score: np.ndarray, truth: np.ndarray) -> float:
-    """Area under the ROC curve, by ranks (Mann and Whitney 1947); NaN where only one kind is there."""
-    ends, others = int(truth.sum()), int((~truth).sum())
-    if not ends or not others:
-        return math.nan
-    return float((rankdata(score)[truth].sum() - ends * (ends + 1) / 2) / (ends * others))
+    """NaN where only one kind is there: such a resample says nothing."""
+    return float(roc_auc_score(truth, score)) if truth.any() and not truth.all() else math.nan
 
 
 def _auc_interval(row: np.ndarray, score: np.ndarray, truth: np.ndarray, seed: int) -> tuple[float, float]:
