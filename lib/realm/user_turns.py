@@ -66,18 +66,18 @@ def held_out_segments(
 
     Those that another segment of their session follows say so in ``meta[GOES_ON]``.
     """
-    last: dict[str, int] = {}
+    sessions: dict[str, list[Conversation]] = {}
     for conversation in conversations:
-        last[conversation.session] = max(last.get(conversation.session, 0), _place(conversation))
-    drawn: dict[str, Conversation] = {}
-    for conversation in sorted(conversations, key=lambda c: unit_hash(f"held out:{seed}:{c.id}")):
-        drawn.setdefault(conversation.session, conversation)
+        sessions.setdefault(conversation.session, []).append(conversation)
+    draw = lambda key: unit_hash(f"held out:{seed}:{key}")  # noqa: E731
     chosen: list[Conversation] = []
-    for conversation in drawn.values():
-        row = encoder.encode(conversation)
-        if row.supervised and not row.cut:
-            follows = {GOES_ON: True} if _place(conversation) < last[conversation.session] else {}
-            chosen.append(replace(conversation, meta=conversation.meta | follows))
+    # Sessions first, then a segment of each: drawing segments at once would favour sessions that have many.
+    for session in sorted(sessions, key=draw):
+        segments = sorted(sessions[session], key=lambda c: draw(c.id))
+        whole = next((c for c in segments if (row := encoder.encode(c)).supervised and not row.cut), None)
+        if whole is not None:
+            goes_on = _place(whole) < max(map(_place, segments))
+            chosen.append(replace(whole, meta=whole.meta | ({GOES_ON: True} if goes_on else {})))
         if len(chosen) == count:
             break
     return chosen
