@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -335,6 +336,29 @@ def test_what_is_asked_again_keeps_the_pace_too(server):
     assert time.monotonic() - started >= 2 * 1.5  # by itself the client would wait a second and a half at most
 
 
+def test_a_conversation_stays_with_its_server_and_a_new_one_goes_to_the_least_busy(server):
+    async def hold(client, names):
+        for _ in range(3):
+            await asyncio.gather(*(client.complete([Message("user", n)], 1, conversation=n) for n in names))
+
+    async def all_of_them():
+        client = Client(Address(server.url, "stub", KEY, (second.url,)), server.endpoint(), "user")
+        try:
+            await hold(client, "abcd")
+            await hold(client, "abcdef")
+            await asyncio.gather(*(client.complete(HELLO, seed) for seed in range(4)))
+        finally:
+            await client.close()
+
+    with StubServer() as second:
+        server.seconds = second.seconds = 0.05
+        asyncio.run(all_of_them())
+        asked = [[r.said[0][1] for r in s.completions] for s in (server, second)]
+    homes = [{text for text in texts if len(text) == 1} for texts in asked]
+    assert [len(home) for home in homes] == [3, 3] and not homes[0] & homes[1]
+    assert [sum(len(text) > 1 for text in texts) for texts in asked] == [2, 2]
+
+
 def test_without_a_pace_nothing_waits(server):
     server.seconds = 0.5
     many(server, 4)
@@ -432,7 +456,7 @@ def test_an_engine_that_is_not_installed():
 # ---------------------------------------------------------------- local servers
 
 FAKE_ENGINE = """
-import os, sys
+import os, sys, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -441,14 +465,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b'{"data": []}')
 print("loading", flush=True)
-HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+for port in sys.argv[1:]:
+    threading.Thread(target=HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever).start()
 """
 
 
 def use_engine(monkeypatch, folder, source):
     script = folder / "engine.py"
     script.write_text(source)
-    monkeypatch.setattr(rooms, "_command", lambda e, f, v, port, s: ([sys.executable, str(script), str(port)], "fake"))
+    command = lambda e, f, v, ports, s: ([sys.executable, str(script), *map(str, ports)], "fake")  # noqa: E731
+    monkeypatch.setattr(rooms, "_command", command)
 
 
 @pytest.fixture
@@ -487,6 +513,32 @@ def test_a_local_server_is_healthy_inside_and_gone_after(engine, tmp_path):
     assert address.key not in log and address.key not in repr(address)
 
 
+def test_an_endpoint_of_several_servers_waits_for_all_and_ends_all(engine, monkeypatch, tmp_path):
+    monkeypatch.setattr(rooms, "_cores", lambda: 3)
+    block = LOCAL.model_copy(update={"concurrency": 12})
+    with local_server(block, tmp_path, None, tmp_path / "log") as address:
+        urls = {address.base_url, *address.more}
+        assert len(urls) == 3 and all(listens(url) for url in urls)
+    assert not any(listens(url) for url in urls)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "cores", "share", "expected"),
+    [
+        (1, 8, 1, (1, 8, 1)),  # a chat: one server, all cores
+        (16, 2, 1, (2, 1, 8)),
+        (16, 2, 2, (2, 1, 8)),  # servers of one thread may outnumber the cores
+        (6, 8, 1, (1, 8, 6)),  # a batch is worth more than a second server
+        (18, 64, 2, (4, 8, 5)),  # slots for all that are in flight
+        (3, 2, 2, (1, 1, 3)),
+    ],
+)
+def test_cores_are_divided_among_servers_with_batches_enough(concurrency, cores, share, expected):
+    found = llama_cpp.division(concurrency, cores, share)
+    assert (found.servers, found.threads, found.slots) == expected
+    assert found.servers * found.slots >= concurrency
+
+
 def test_two_local_servers_have_their_own_port_and_key(engine, tmp_path):
     with (
         local_server(LOCAL, tmp_path, None, tmp_path / "one.log") as one,
@@ -505,7 +557,7 @@ def test_a_local_server_is_gone_after_an_exception(engine, tmp_path):
 
 def test_local_servers_of_transformers_share_the_cores(monkeypatch, tmp_path):
     use_engine(monkeypatch, tmp_path, "import os\nraise SystemExit('threads: ' + os.environ['OMP_NUM_THREADS'])")
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(rooms, "_cores", lambda: 6)
     block = LOCAL.model_copy(update={"engine": "transformers"})
     with (
         pytest.raises(EndpointError, match="threads: 3;"),
@@ -517,7 +569,7 @@ def test_local_servers_of_transformers_share_the_cores(monkeypatch, tmp_path):
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_every_engine_is_told_to_listen_on_loopback(monkeypatch, tmp_path, engine):
     monkeypatch.setattr(rooms, "_program", lambda name: name)
-    words, _ = rooms._command(LOCAL.model_copy(update={"engine": engine}), tmp_path, None, 4567, 1)
+    words, _ = rooms._command(LOCAL.model_copy(update={"engine": engine}), tmp_path, None, [4567], 1)
     assert words[words.index("--host") + 1] == "127.0.0.1" and words[words.index("--port") + 1] == "4567"
 
 
@@ -528,7 +580,7 @@ from pathlib import Path
 from realm import endpoint
 from realm.profile import Endpoint
 folder = Path(sys.argv[1])
-endpoint._command = lambda e, f, v, port, s: ([sys.executable, str(folder / "engine.py"), str(port)], "fake")
+endpoint._command = lambda e, f, v, ports, s: ([sys.executable, str(folder / "engine.py"), *map(str, ports)], "fake")
 block = Endpoint(engine="llama.cpp", model="stub", max_new_tokens=8)
 with endpoint.local_server(block, folder, None, folder / "log") as address:
     print(address.base_url, flush=True)
@@ -660,19 +712,22 @@ def addresses_that_listen(port):
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel's table is Linux's")
-def test_the_default_server_listens_on_loopback_alone_and_wants_its_key(tiny, tmp_path):
+def test_the_default_server_listens_on_loopback_alone_and_wants_its_key(tiny, monkeypatch, tmp_path):
     from tiny_model import write_vocabulary
     from transformers import AutoModelForCausalLM
 
     write_vocabulary(tmp_path / "base.gguf", AutoModelForCausalLM.from_pretrained(tiny))
-    block = LOCAL.model_copy(update={"context_length": 128, "concurrency": 1})
+    monkeypatch.setattr(rooms, "_cores", lambda: 2)
+    block = LOCAL.model_copy(update={"context_length": 128, "concurrency": 8})
     with local_server(block, tiny, tmp_path / "base.gguf", tmp_path / "log") as address:
-        port = int(address.base_url.split(":")[2].split("/")[0])
-        assert addresses_that_listen(port) == ["0100007F"]
-        assert status(address, address.key) == 200
-        question = b'{"messages": [{"role": "user", "content": "Hello?"}]}'
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"{address.base_url}/chat/completions", question, timeout=30)
+        assert len(address.more) == 1
+        for url in (address.base_url, *address.more):
+            port = int(url.split(":")[2].split("/")[0])
+            assert addresses_that_listen(port) == ["0100007F"]
+            assert status(replace(address, base_url=url), address.key) == 200
+            question = b'{"messages": [{"role": "user", "content": "Hello?"}]}'
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(f"{url}/chat/completions", question, timeout=30)
 
 
 def test_an_exported_model_answers_like_the_original(tiny, tmp_path):

@@ -49,11 +49,12 @@ class EndpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Address:
-    """Where an endpoint listens. The key does not show in ``repr``."""
+    """Where an endpoint listens. The key does not show in ``repr``. ``more``: further servers of the same model."""
 
     base_url: str
     model: str
     key: str = ""
+    more: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Address({self.model} at {self.base_url})"
@@ -101,7 +102,11 @@ class Pace:
 
 
 class Client:
-    """Chat completions against one address, within the concurrency and rate of its endpoint."""
+    """Chat completions against one address, within the concurrency and rate of its endpoint.
+
+    Of several servers at that address a request goes to the least busy; a conversation stays with the one that
+    has read its history.
+    """
 
     def __init__(self, address: Address, endpoint: Endpoint, role: str):
         self.address, self.endpoint, self.role = address, endpoint, role
@@ -116,6 +121,9 @@ class Client:
             # Under the package's retries: they are requests too.
             http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [pace.wait]}),
         )
+        self._servers = [self._openai, *(self._openai.with_options(base_url=url) for url in address.more)]
+        self._busy = [0] * len(self._servers)
+        self._home: dict[str, int] = {}  # conversation -> server
 
     async def check(self) -> None:
         """Ask for the list of models; raises EndpointError if nothing answers or the key or model is refused."""
@@ -147,16 +155,18 @@ class Client:
         messages: Sequence[Message],
         seed: int,
         *,
+        conversation: str | None = None,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
     ) -> Reply:
-        """One completion. Retries (exponential, with jitter, ``Retry-After`` honoured) are the openai package's.
+        """One completion; ``conversation`` names the one that it goes on with.
 
-        Raises EndpointError when they are used up or the error is final.
+        Retries (exponential, with jitter, ``Retry-After`` honoured) are the openai package's. Raises EndpointError
+        when they are used up or the error is final.
         """
-        async with self._gate:
+        async with self._gate, self._server(conversation) as server:
             try:
-                answer = await self._openai.chat.completions.create(
+                answer = await server.chat.completions.create(
                     **self._request(messages, seed, temperature, max_new_tokens)
                 )
             except openai.OpenAIError as error:
@@ -173,6 +183,17 @@ class Client:
         counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
         return Reply(text, choice.finish_reason or "", *counts, cached)
+
+    @contextlib.asynccontextmanager
+    async def _server(self, conversation: str | None) -> AsyncIterator[openai.AsyncOpenAI]:
+        number = min(range(len(self._busy)), key=self._busy.__getitem__)
+        if conversation is not None:
+            number = self._home.setdefault(conversation, number)
+        self._busy[number] += 1
+        try:
+            yield self._servers[number]
+        finally:
+            self._busy[number] -= 1
 
     async def stream(self, messages: Sequence[Message], seed: int, hear: Callable[[str], None]) -> str:
         """One completion, each piece given to ``hear`` as it comes; returns the finish reason.
@@ -266,7 +287,7 @@ async def connect(
 ) -> AsyncIterator[Client]:
     """A checked client: for engine ``api`` of the service, otherwise of a local server started for it.
 
-    ``role`` names the endpoint in errors and logs. ``share``: how many local servers divide the cores.
+    ``role`` names the endpoint in errors and logs. ``share``: how many local endpoints divide the cores.
     Raises EndpointError with one line if it cannot be reached.
     """
     with contextlib.ExitStack() as stack:
@@ -323,20 +344,22 @@ def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
 def local_server(
     endpoint: Endpoint, folder: Path, vocabulary: Path | None, log: Path, *, share: int = 1
 ) -> Iterator[Address]:
-    """Start a server for a model folder on a free loopback port; yields when it is healthy, and always ends it.
+    """Serve a model folder on free loopback ports, by one process; yields when it is healthy, and always ends it.
 
-    The process ends with this one, however this one ends. Raises EndpointError with the log's last line and
-    its place if the server does not come up.
+    It ends with this process, however this one ends. Raises EndpointError with the log's last line and its place
+    if the server does not come up.
     """
-    port, key = _free_port(), secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
-    command, name = _command(endpoint, folder, vocabulary, port, share)
+    key = secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
+    several = endpoint.engine == "llama.cpp"
+    ports = _free_ports(llama_cpp.division(endpoint.concurrency, _cores(), share).servers if several else 1)
+    command, name = _command(endpoint, folder, vocabulary, ports, share)
     environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     if endpoint.engine == "transformers":
         # Its list of models fails where no Hub cache was ever made; the model itself is a local folder.
         hub = assets.cache_folder() / "hub"
         hub.mkdir(parents=True, exist_ok=True)
-        environment |= {"HF_HUB_CACHE": str(hub), "OMP_NUM_THREADS": str(_threads(share))}
+        environment |= {"HF_HUB_CACHE": str(hub), "OMP_NUM_THREADS": str(max(1, _cores() // share))}
     with log.open("wb") as output:
         guard = subprocess.Popen(
             [sys.executable, "-m", "realm.guard", *command],
@@ -345,7 +368,8 @@ def local_server(
             stderr=subprocess.STDOUT,
             env=environment,
         )
-    address = Address(f"http://127.0.0.1:{port}/v1", name, key)
+    first, *more = (f"http://127.0.0.1:{port}/v1" for port in ports)
+    address = Address(first, name, key, tuple(more))
     try:
         _wait_healthy(guard, address, log)
         yield address
@@ -357,21 +381,23 @@ def local_server(
             guard.kill()
 
 
-def _command(endpoint: Endpoint, folder: Path, vocabulary: Path | None, port: int, share: int) -> tuple[list[str], str]:
+def _command(
+    endpoint: Endpoint, folder: Path, vocabulary: Path | None, ports: Sequence[int], share: int
+) -> tuple[list[str], str]:
     """The engine's command line and the name under which it serves the model."""
     if endpoint.engine == "llama.cpp":
         # Beside a model of ours; beside the cached asset otherwise: written once either way.
         gguf = llama_cpp.export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
+        division = llama_cpp.division(endpoint.concurrency, _cores(), share)
         options = {
             "--model": gguf,
-            "--port": port,
             "--name": folder.name,
-            "--slots": endpoint.concurrency,
+            "--slots": division.slots,
             "--context-length": endpoint.context_length,
-            "--threads": _threads(share),
+            "--threads": division.threads,
         }
         words = [str(word) for pair in options.items() for word in pair]
-        return [sys.executable, "-m", "realm.llama_cpp", *words], folder.name
+        return [sys.executable, "-m", "realm.llama_cpp", *words, "--ports", *map(str, ports)], folder.name
     if endpoint.engine == "transformers":
         program = _program("transformers")
         return [
@@ -382,7 +408,7 @@ def _command(endpoint: Endpoint, folder: Path, vocabulary: Path | None, port: in
             "--host",
             "127.0.0.1",
             "--port",
-            str(port),
+            str(ports[0]),
         ], str(folder)
     return [
         _program("vllm"),
@@ -391,7 +417,7 @@ def _command(endpoint: Endpoint, folder: Path, vocabulary: Path | None, port: in
         "--host",
         "127.0.0.1",
         "--port",
-        str(port),
+        str(ports[0]),
         "--served-model-name",
         folder.name,
         "--max-model-len",
@@ -399,8 +425,9 @@ def _command(endpoint: Endpoint, folder: Path, vocabulary: Path | None, port: in
     ], folder.name
 
 
-def _threads(share: int) -> int:
-    return max(1, (os.cpu_count() or 1) // share)
+def _cores() -> int:
+    """Those that this process may use: a cluster's job may have few of its machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _program(name: str) -> str:
@@ -414,14 +441,17 @@ def _program(name: str) -> str:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:  # all held at once, or one could come twice
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
-    request = urllib.request.Request(f"{address.base_url}/models", headers={"Authorization": f"Bearer {address.key}"})
+    header = {"Authorization": f"Bearer {address.key}"}
+    waiting = [urllib.request.Request(f"{url}/models", headers=header) for url in (address.base_url, *address.more)]
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if guard.poll() is not None:
@@ -429,8 +459,10 @@ def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
                 "unreachable", f"{address.model}: the server ended at start: {_last_line(log)}; see {log}"
             )
         try:
-            with urllib.request.urlopen(request, timeout=5):
-                return
+            while waiting:
+                with urllib.request.urlopen(waiting[0], timeout=5):
+                    waiting.pop(0)
+            return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise EndpointError("unreachable", f"{address.model}: no sign of health in {START_SECONDS} s; see {log}")

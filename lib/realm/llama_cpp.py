@@ -1,8 +1,8 @@
 """The laptop's server: llama.cpp with the weights of a merged model.
 
-It keeps each conversation's KV cache, so a round reads only what is new.
-``python -m realm.llama_cpp --model FILE --port N --name NAME`` serves the OpenAI protocol on the loopback
-address; the key comes from the environment.
+It keeps each conversation's KV cache, so a round reads only what is new. ``python -m realm.llama_cpp --model FILE
+--name NAME --ports N N`` serves the OpenAI protocol on the loopback address, by one server a port; the key comes
+from the environment.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from realm.provenance import atomic_path
 
 KEY_VARIABLE = "REALM_SERVER_API_KEY"
+LEAST_BATCH = 4  # requests at once that make a server of its own worth while
 
 
 class ConversionError(RuntimeError):
@@ -100,8 +102,35 @@ def _rotary_layout(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def serve(model: Path, port: int, name: str, slots: int, context_length: int, threads: int) -> None:
-    """Serve until killed. Sampling is by top-p and temperature, what the protocol has, and nothing else."""
+@dataclass(frozen=True)
+class Division:
+    """How an endpoint divides its cores: so many servers, with so many threads and requests at once each."""
+
+    servers: int
+    threads: int
+    slots: int
+
+
+def division(concurrency: int, cores: int, share: int) -> Division:
+    """For ``cores`` that ``share`` endpoints use at a time.
+
+    A server's threads wait for each other after every operation, and for the one that samples; servers do not wait.
+    So there are as many as there are cores, while each has requests enough for a batch. The servers of all endpoints
+    together may outnumber the cores: while one endpoint waits for the other's answers, its cores are of use.
+    """
+    servers = max(1, min(cores, concurrency // LEAST_BATCH))
+    return Division(servers, max(1, cores // (servers * share)), -(-concurrency // servers))
+
+
+def serve(model: Path, ports: list[int], name: str, slots: int, context_length: int, threads: int) -> None:
+    """Serve until killed, by one server a port; the file's pages are in memory once."""
+    servers = [_server(model, port, name, slots, context_length, threads) for port in ports]
+    print(f"serving {name} at {', '.join(s.listening_address for s in servers)}", flush=True)
+    threading.Event().wait()
+
+
+def _server(model: Path, port: int, name: str, slots: int, context_length: int, threads: int):
+    """Sampling is by top-p and temperature, what the protocol has, and nothing else."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -116,18 +145,16 @@ def serve(model: Path, port: int, name: str, slots: int, context_length: int, th
     parameters.ui = False
     if key := os.environ.get(KEY_VARIABLE):
         parameters.api_keys = [key]
-    server = xllamacpp.Server(parameters)
-    print(f"serving {name} at {server.listening_address}", flush=True)
-    threading.Event().wait()
+    return xllamacpp.Server(parameters)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serve a GGUF model on the loopback address.")
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--ports", type=int, required=True, nargs="+")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--context-length", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    serve(given.model, given.port, given.name, given.slots, given.context_length, given.threads)
+    serve(given.model, given.ports, given.name, given.slots, given.context_length, given.threads)

@@ -96,8 +96,10 @@ async def answer(
         said = [Message("system", ASSISTANT_SYSTEM_PROMPT)]
         for turn in (0, 1):
             said.append(Message("user", q.turns[turn]))
-            seed_of_turn = turn_seed(f"mt-bench-{q.id}", turn, seed)
-            reply = await client.complete(said, seed_of_turn, temperature=TEMPERATURES[q.category])
+            name = f"mt-bench-{q.id}"
+            reply = await client.complete(
+                said, turn_seed(name, turn, seed), conversation=name, temperature=TEMPERATURES[q.category]
+            )
             said.append(Message("assistant", reply.text.strip()))
         known[q.id] = {
             "question_id": q.id,

@@ -193,7 +193,7 @@ class Simulation:
                 return EndReason.BUDGET_SPENT
             self._ledger.in_flight += 1
             try:
-                reply = await client.complete(request, seed)
+                reply = await client.complete(request, seed, conversation=conversation)
             except EndpointError as error:
                 if error.kind == "refused":
                     raise
