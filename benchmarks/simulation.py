@@ -6,7 +6,7 @@
 - ``ours``: our engine before its default server, llama.cpp.
 
 Both sides are the packaged base model in every way, the user played by role, so that one model in process, or one
-server with all cores, speaks for both. transformers computes in the float32 of the weights, llama.cpp on the Q8_0
+endpoint with all cores, speaks for both. transformers computes in the float32 of the weights, llama.cpp on the Q8_0
 that the engine makes of them. Half of the conversations are free, half begin with a real first round of ShareGPT.
 Sampling and its seeds are alike in all ways; the words are not, since each library draws in its own manner, so new
 tokens a second stand beside conversations. An empty or repeated human turn is asked for again by our engine, which

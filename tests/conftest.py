@@ -1,16 +1,18 @@
-"""Fixtures that more than one file uses: two small tokenizers of different kinds, and a builder of conversations."""
+"""Fixtures that more than one file uses: two small tokenizers of different kinds, a builder of conversations, stubs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from stub_server import StubServer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from realm import simulation
 from realm.conversation import Conversation, Message
 
 # The same examples every time: a red run can be repeated, and a slow machine is no failure.
@@ -101,3 +103,16 @@ def sentencepiece() -> PreTrainedTokenizerFast:
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     """Each of the two in turn."""
     return request.param()
+
+
+@pytest.fixture
+def servers() -> Iterator[tuple[StubServer, StubServer]]:
+    """One that plays the user, one that answers."""
+    with StubServer() as user, StubServer() as responder:
+        yield user, responder
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """A simulation asks again at once."""
+    monkeypatch.setattr(simulation, "PAUSES", (0.0,) * len(simulation.PAUSES))

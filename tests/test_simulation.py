@@ -17,6 +17,7 @@ from realm.simulators import ROLEPLAY, USERGPT, turn_seed
 from realm.starts import plan
 from realm.template import USER_SYSTEM_PROMPT, ChatFormat
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
 HEADERS = {role: f"<{role}>" for role in ("system", "user", "assistant")}
 FORMAT = ChatFormat("test", "<user>", HEADERS, dict.fromkeys(HEADERS, "<end>"), "\n", ("<user>", "<end>"))
 SEEDS = [
@@ -27,17 +28,6 @@ SEEDS = [
 
 OFF = Guardrails(resample_tries=0, max_turn_characters=None, role_drift=False)
 FREE = Budget(requests=None, tokens=None, dollars=None, user_price=None, responder_price=None)
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(simulation, "PAUSES", (0.0,) * len(simulation.PAUSES))
-
-
-@pytest.fixture
-def servers():
-    with StubServer() as user, StubServer() as responder:
-        yield user, responder
 
 
 class Stage:

@@ -32,19 +32,9 @@ from realm.simulation import SimulationError
 from realm.simulators import REPLAY, turn_seed
 from realm.starts import plan, plan_replay
 
+pytestmark = pytest.mark.usefixtures("no_pauses")
 PRICE = Price(prompt=1.0, completion=10.0)
 STARTS = plan(6, 2, SEEDS)
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr(simulation, "PAUSES", (0.0,) * len(simulation.PAUSES))
-
-
-@pytest.fixture
-def servers():
-    with StubServer() as user, StubServer() as responder:
-        yield user, responder
 
 
 def rules(**values):

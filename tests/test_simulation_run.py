@@ -31,12 +31,6 @@ def small_tokenizer(monkeypatch, byte_level):
     monkeypatch.setattr(simulation, "load_tokenizer", lambda name: byte_level)
 
 
-@pytest.fixture
-def servers():
-    with StubServer() as user, StubServer() as responder:
-        yield user, responder
-
-
 def profile_of(servers, **values):
     smoke = load_profile("smoke")
     user, responder = (s.endpoint(context_length=4096) for s in servers)
