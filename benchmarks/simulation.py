@@ -153,7 +153,7 @@ def by_engine(engine: str, starts: Sequence[Start], rounds: int, new_tokens: int
         temperature=TEMPERATURE,
         max_new_tokens=new_tokens,
         context_length=CONTEXT,
-        concurrency=2 * CONVERSATIONS,  # each side of a conversation has a history of its own
+        concurrency=CONVERSATIONS,  # one side of each speaks at a time
     )
     with tempfile.TemporaryDirectory() as name, reach(block, "server", Path(name), Path(name)) as address:
         return asyncio.run(hold(address, block, starts, rounds, seed, Path(name)))

@@ -116,7 +116,9 @@ def division(concurrency: int, cores: int, share: int) -> Division:
 
     A server's threads wait for each other after every operation, and for the one that samples; servers do not wait.
     So there are as many as there are cores, while each has requests enough for a batch. The servers of all endpoints
-    together may outnumber the cores: while one endpoint waits for the other's answers, its cores are of use.
+    together may outnumber the cores: while one endpoint waits for the other's answers, its cores are of use. No more
+    slots than requests at once: llama.cpp computes neighbouring slots in one batch, so idle ones between them cost
+    speed; a history that loses its slot is kept in memory and comes back.
     """
     servers = max(1, min(cores, concurrency // LEAST_BATCH))
     return Division(servers, max(1, cores // (servers * share)), -(-concurrency // servers))
