@@ -68,6 +68,7 @@ CONTESTS = (
     Contest("_2048", 2_048, "auto", 4, 1),
     Contest("_float32", 512, "float32", 16, 1),
     Contest("", 512, "auto", 16, 3),
+    Contest("_64_rows", 512, "auto", 64, 1),  # as many find partners of like length, as under a profile
 )
 
 

@@ -84,7 +84,7 @@ def test_the_measured_numbers_make_sense(smoke):
         for when in ("before", "after"):
             metric = smoke.metrics[f"{side}_turn_perplexity_{when}"]
             assert 1 < metric.ci_low <= metric.value <= metric.ci_high < 1_000
-            assert metric.n == 8 and metric.source == "this run"
+            assert metric.n == 16 and metric.source == "this run"
     assert 0 <= smoke.metrics["realchat_rounds_mean"].value <= 2
     for who in ("usergpt", "roleplay", "human_floor"):
         metric = smoke.metrics[f"two_sample_auc_{who}"]

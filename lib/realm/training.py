@@ -5,8 +5,9 @@ head is applied there alone, and tokens after the last supervised one are cut. N
 
 Rows of like length share a batch, and are not packed into one: what packing saves is padding, and length groups leave
 little of it, while conversations in one row need a mask between them, for which attention falls back to slower kernels.
-benchmarks/training.py runs both on the CPU (``ratio_to_ours_packed``). On a GPU this is reasoning, untested; kernels
-for packed rows (flash attention with sequence bounds) would be one more library to build there.
+benchmarks/training.py runs both on the CPU (``ratio_to_ours_packed``). Where rows are few, groups match them badly and
+packing is a little faster; among the many of a profile next to no padding is left to save. On a GPU this is reasoning,
+untested; kernels for packed rows (flash attention with sequence bounds) would be one more library to build there.
 
 ``python -m realm.training`` is the same training outside a notebook, for ``accelerate launch``: one process a GPU.
 An optimizer step then sees batch_size * accumulation * processes segments; the budget of tokens is that of all
@@ -533,6 +534,8 @@ def sample_turns(
     seed: int,
 ) -> list[str]:
     """The next turn of ``reply_as`` after each context, sampled in-process with the training template."""
+    if not contexts:
+        return []
     torch.manual_seed(seed)
     prompts = [chat.render(list(c), system, reply_as=reply_as)[0] for c in contexts]
     pad = tokenizer.pad_token_id or tokenizer.eos_token_id
