@@ -350,16 +350,18 @@ def local_server(
     if the server does not come up.
     """
     key = secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
-    several = endpoint.engine == "llama.cpp"
-    ports = _free_ports(llama_cpp.division(endpoint.concurrency, _cores(), share).servers if several else 1)
-    command, name = _command(endpoint, folder, vocabulary, ports, share)
+    # The other engines batch in one server, which has all cores of the endpoint, as for one request.
+    at_once = endpoint.concurrency if endpoint.engine == "llama.cpp" else 1
+    division = llama_cpp.division(at_once, _cores(), share)
+    ports = _free_ports(division.servers)
+    command, name = _command(endpoint, folder, vocabulary, ports, division)
     environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     if endpoint.engine == "transformers":
         # Its list of models fails where no Hub cache was ever made; the model itself is a local folder.
         hub = assets.cache_folder() / "hub"
         hub.mkdir(parents=True, exist_ok=True)
-        environment |= {"HF_HUB_CACHE": str(hub), "OMP_NUM_THREADS": str(max(1, _cores() // share))}
+        environment |= {"HF_HUB_CACHE": str(hub), "OMP_NUM_THREADS": str(division.threads)}
     with log.open("wb") as output:
         guard = subprocess.Popen(
             [sys.executable, "-m", "realm.guard", *command],
@@ -382,13 +384,12 @@ def local_server(
 
 
 def _command(
-    endpoint: Endpoint, folder: Path, vocabulary: Path | None, ports: Sequence[int], share: int
+    endpoint: Endpoint, folder: Path, vocabulary: Path | None, ports: Sequence[int], division: llama_cpp.Division
 ) -> tuple[list[str], str]:
     """The engine's command line and the name under which it serves the model."""
     if endpoint.engine == "llama.cpp":
         # Beside a model of ours; beside the cached asset otherwise: written once either way.
         gguf = llama_cpp.export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
-        division = llama_cpp.division(endpoint.concurrency, _cores(), share)
         options = {
             "--model": gguf,
             "--name": folder.name,

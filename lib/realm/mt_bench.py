@@ -93,10 +93,9 @@ async def answer(
     bar = tqdm(total=len(questions), initial=len(known), desc=f"answers of {model_id}", unit="question")
 
     async def one(q: Question) -> None:
-        said = [Message("system", ASSISTANT_SYSTEM_PROMPT)]
+        said, name = [Message("system", ASSISTANT_SYSTEM_PROMPT)], f"mt-bench-{q.id}"
         for turn in (0, 1):
             said.append(Message("user", q.turns[turn]))
-            name = f"mt-bench-{q.id}"
             reply = await client.complete(
                 said, turn_seed(name, turn, seed), conversation=name, temperature=TEMPERATURES[q.category]
             )
