@@ -342,16 +342,17 @@ def test_a_conversation_stays_with_its_server_and_a_new_one_goes_to_the_least_bu
             await asyncio.gather(*(client.complete([Message("user", n)], 1, conversation=n) for n in names))
 
     async def all_of_them():
-        client = Client(Address(server.url, "stub", KEY, (second.url,)), server.endpoint(), "user")
+        # Room for all at once: who waits at the gate takes the server of whoever ends first.
+        client = Client(Address(server.url, "stub", KEY, (second.url,)), server.endpoint(concurrency=6), "user")
         try:
-            await hold(client, "abcd")
+            await hold(client, "a")
+            await hold(client, "b")  # the servers are idle, and the first has a conversation
             await hold(client, "abcdef")
             await asyncio.gather(*(client.complete(HELLO, seed) for seed in range(4)))
         finally:
             await client.close()
 
     with StubServer() as second:
-        server.seconds = second.seconds = 0.05
         asyncio.run(all_of_them())
         asked = [[r.said[0][1] for r in s.completions] for s in (server, second)]
     homes = [{text for text in texts if len(text) == 1} for texts in asked]

@@ -104,8 +104,8 @@ class Pace:
 class Client:
     """Chat completions against one address, within the concurrency and rate of its endpoint.
 
-    Of several servers at that address a request goes to the least busy; a conversation stays with the one that
-    has read its history.
+    Of several servers at that address a request goes to the least busy, and of equally busy ones to the home of
+    the fewest conversations; a conversation stays with the one that has read its history.
     """
 
     def __init__(self, address: Address, endpoint: Endpoint, role: str):
@@ -124,6 +124,7 @@ class Client:
         self._servers = [self._openai, *(self._openai.with_options(base_url=url) for url in address.more)]
         self._busy = [0] * len(self._servers)
         self._home: dict[str, int] = {}  # conversation -> server
+        self._homes = [0] * len(self._servers)  # conversations of each
 
     async def check(self) -> None:
         """Ask for the list of models; raises EndpointError if nothing answers or the key or model is refused."""
@@ -186,9 +187,12 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def _server(self, conversation: str | None) -> AsyncIterator[openai.AsyncOpenAI]:
-        number = min(range(len(self._busy)), key=self._busy.__getitem__)
-        if conversation is not None:
-            number = self._home.setdefault(conversation, number)
+        number = self._home.get(conversation, -1)
+        if number < 0:
+            number = min(range(len(self._busy)), key=lambda n: (self._busy[n], self._homes[n]))
+        if conversation is not None and conversation not in self._home:
+            self._home[conversation] = number
+            self._homes[number] += 1
         self._busy[number] += 1
         try:
             yield self._servers[number]
