@@ -515,7 +515,7 @@ def test_a_local_server_is_healthy_inside_and_gone_after(engine, tmp_path):
 
 
 def test_an_endpoint_of_several_servers_waits_for_all_and_ends_all(engine, monkeypatch, tmp_path):
-    monkeypatch.setattr(rooms, "_cores", lambda: 3)
+    monkeypatch.setattr(rooms, "cpu_count", lambda: 3)
     block = LOCAL.model_copy(update={"concurrency": 12})
     with local_server(block, tmp_path, None, tmp_path / "log") as address:
         urls = {address.base_url, *address.more}
@@ -558,7 +558,7 @@ def test_a_local_server_is_gone_after_an_exception(engine, tmp_path):
 
 def test_local_servers_of_transformers_share_the_cores(monkeypatch, tmp_path):
     use_engine(monkeypatch, tmp_path, "import os\nraise SystemExit('threads: ' + os.environ['OMP_NUM_THREADS'])")
-    monkeypatch.setattr(rooms, "_cores", lambda: 6)
+    monkeypatch.setattr(rooms, "cpu_count", lambda: 6)
     block = LOCAL.model_copy(update={"engine": "transformers"})
     with (
         pytest.raises(EndpointError, match="threads: 3;"),
@@ -718,7 +718,7 @@ def test_the_default_server_listens_on_loopback_alone_and_wants_its_key(tiny, mo
     from transformers import AutoModelForCausalLM
 
     write_vocabulary(tmp_path / "base.gguf", AutoModelForCausalLM.from_pretrained(tiny))
-    monkeypatch.setattr(rooms, "_cores", lambda: 2)
+    monkeypatch.setattr(rooms, "cpu_count", lambda: 2)
     block = LOCAL.model_copy(update={"context_length": 128, "concurrency": 8})
     with local_server(block, tiny, tmp_path / "base.gguf", tmp_path / "log") as address:
         assert len(address.more) == 1

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import openai
+from joblib import cpu_count
 from tqdm import tqdm
 
 from realm import assets, llama_cpp
@@ -356,7 +357,7 @@ def local_server(
     key = secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
     # The other engines batch in one server, which has all cores of the endpoint, as for one request.
     at_once = endpoint.concurrency if endpoint.engine == "llama.cpp" else 1
-    division = llama_cpp.division(at_once, _cores(), share)
+    division = llama_cpp.division(at_once, cpu_count(), share)
     ports = _free_ports(division.servers)
     command, name = _command(endpoint, folder, vocabulary, ports, division)
     environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
@@ -428,11 +429,6 @@ def _command(
         "--max-model-len",
         str(endpoint.context_length),
     ], folder.name
-
-
-def _cores() -> int:
-    """Those that this process may use: a cluster's job may have few of its machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _program(name: str) -> str:

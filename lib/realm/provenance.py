@@ -217,11 +217,12 @@ def git_commit() -> str:
 
 
 def device_name() -> str:
-    import torch  # slow to import; most readers of this room never need it
+    import joblib  # slow to import, both; most readers of this room never need them
+    import torch
 
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return f"CPU, {joblib.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _version(package: str) -> str:

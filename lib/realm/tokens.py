@@ -11,7 +11,6 @@ library for the same ids (tests and benchmarks/data.py compare them); anything e
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 import tiktoken
+from joblib import cpu_count
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -92,7 +92,7 @@ class Turns:
             found = self._bpe.turns(turns)
         else:
             chunks = [turns[i : i + TURNS_PER_TASK] for i in range(0, len(turns), TURNS_PER_TASK)]
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            with ThreadPoolExecutor(cpu_count()) as pool:
                 found = [tokens for chunk in pool.map(self._bpe.turns, chunks) for tokens in chunk]
         left = [i for i, tokens in enumerate(found) if tokens is None]
         for i, tokens in zip(left, self._slow([turns[i] for i in left]), strict=True):
