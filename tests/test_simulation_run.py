@@ -84,7 +84,7 @@ def test_the_folder_opens_as_a_data_set(servers, folder, tmp_path):
 
 
 def test_a_conversation_in_which_nothing_was_said_is_counted_and_left_out(servers, folder):
-    servers[0].script = [" "]
+    servers[0].reply = lambda body: " " if len(body["messages"]) == 1 else echo_digest(body)  # an opening is empty
     chosen = profile_of(servers, free=1, seeded=1, guardrails=load_profile("paper").simulation.guardrails)
     outcome = run(chosen, folder)
     assert outcome.reasons == {"empty_turn": 1, "max_rounds": 1}
