@@ -70,7 +70,7 @@ CONTESTS = (
     Contest("_2048", 2_048, "auto", 16, 1),
     Contest("_float32", 512, "float32", 16, 1),
     Contest("", 512, "auto", 64, 3),
-    # What packing saves is padding, and few rows find no partner of like length: as many as profile cpu trains on.
+    # What packing saves is padding, and few rows find no partner of like length: about as many as profile cpu has.
     Contest("_200_rows", 512, "auto", 200, 3, OURS),
 )
 

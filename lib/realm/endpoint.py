@@ -124,8 +124,7 @@ class Client:
         )
         self._servers = [self._openai, *(self._openai.with_options(base_url=url) for url in address.more)]
         self._busy = [0] * len(self._servers)
-        self._home: dict[str, int] = {}  # conversation -> server
-        self._homes = [0] * len(self._servers)  # conversations of each
+        self._at_home: list[set[str]] = [set() for _ in self._servers]  # the conversations of each
 
     async def check(self) -> None:
         """Ask for the list of models; raises EndpointError if nothing answers or the key or model is refused."""
@@ -188,12 +187,11 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def _server(self, conversation: str | None) -> AsyncIterator[openai.AsyncOpenAI]:
-        number = self._home.get(conversation, -1)
-        if number < 0:
-            number = min(range(len(self._busy)), key=lambda n: (self._busy[n], self._homes[n]))
-        if conversation is not None and conversation not in self._home:
-            self._home[conversation] = number
-            self._homes[number] += 1
+        number = next((n for n, names in enumerate(self._at_home) if conversation in names), None)
+        if number is None:
+            number = min(range(len(self._busy)), key=lambda n: (self._busy[n], len(self._at_home[n])))
+        if conversation is not None:
+            self._at_home[number].add(conversation)
         self._busy[number] += 1
         try:
             yield self._servers[number]

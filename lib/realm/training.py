@@ -5,7 +5,7 @@ head is applied there alone, and tokens after the last supervised one are cut. N
 
 Rows of like length share a batch, and are not packed into one: what packing saves is padding, and length groups leave
 little of it, while conversations in one row need a mask between them, for which attention falls back to slower kernels.
-benchmarks/training.py runs both on the CPU (``ratio_to_ours_packed``): among as many rows as profile ``cpu`` has,
+benchmarks/training.py runs both on the CPU (``ratio_to_ours_packed``): among about as many rows as profile ``cpu`` has,
 groups are faster; among 16 of at most 512 tokens, which match badly, packing is. On a GPU this is reasoning, untested;
 kernels for packed rows (flash attention with sequence bounds) would be one more library to build there.
 
