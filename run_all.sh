@@ -69,7 +69,7 @@ if [ -n "$DRY_RUN" ]; then
   exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --from "$FROM" ${ONLY:+--stage "$ONLY"} ${GPUS:+--gpus "$GPUS"} ${FORCE[@]+"${FORCE[@]}"}
 fi
 "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --stage 01 >/dev/null  # a broken profile stops here
-"$PYTHON" -m realm.assets --quiet                                   # data and models: fetched once, verified each time
+"$PYTHON" -m realm.models.assets --quiet                                   # data and models: fetched once, verified each time
 if [ -n "$TEST" ]; then
   exec "$PYTHON" -m pytest
 fi

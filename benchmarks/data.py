@@ -20,16 +20,18 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
-from realm import assets
-from realm.cleaning import steps
-from realm.conversation import Conversation, Message, ReadReport, read_conversations
-from realm.duplicates import CLUSTER
-from realm.funnel import run_funnel
-from realm.profile import load_profile
-from realm.sessions import unknown_ends
-from realm.splits import split_sides
-from realm.template import IGNORED, Encoder, chat_format, load_tokenizer
-from realm.tokens import Turns
+from realm.cleaning.duplicates import CLUSTER
+from realm.cleaning.funnel import run_funnel
+from realm.cleaning.presets import steps
+from realm.conversations.conversation import Conversation, Message
+from realm.conversations.readers import ReadReport, read_conversations
+from realm.conversations.sessions import unknown_ends
+from realm.conversations.splits import split_sides
+from realm.core.profile import load_profile
+from realm.dialogue.encoder import IGNORED, Encoder
+from realm.dialogue.format import chat_format, load_tokenizer
+from realm.dialogue.tokens import Turns
+from realm.models import assets
 
 RESULTS = Path(__file__).parent / "results" / "data.csv"
 REPETITIONS = 3

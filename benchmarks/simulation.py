@@ -40,15 +40,19 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 
-from realm import assets
-from realm.conversation import Conversation, Message, read_conversations
-from realm.endpoint import Address, Client, Reply, reach
-from realm.journal import EndReason, Journal
-from realm.profile import Budget, Endpoint, Guardrails
-from realm.simulation import RESPONDER_SYSTEM_PROMPT, Simulation, end_reasons, speaker
-from realm.simulators import ROLEPLAY, turn_seed
-from realm.starts import Start, plan
-from realm.template import chat_format, load_tokenizer
+from realm.conversations.conversation import Conversation, Message
+from realm.conversations.readers import read_conversations
+from realm.core.profile import Budget, Endpoint, Guardrails
+from realm.core.seeds import turn_seed
+from realm.dialogue.format import chat_format, load_tokenizer
+from realm.models import assets
+from realm.serving.client import Address, Client, Reply
+from realm.serving.local import reach
+from realm.simulation.endings import EndReason
+from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT, Simulation, end_reasons, speaker
+from realm.simulation.journal import Journal
+from realm.simulation.plan import Start, plan
+from realm.simulation.simulators import ROLEPLAY
 
 RESULTS = Path(__file__).parent / "results" / "simulation.csv"
 MODEL = "smollm2-135m"

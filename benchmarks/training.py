@@ -39,11 +39,20 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from realm import assets, training
-from realm.cleaning import alternate, no_reserved_tokens
-from realm.conversation import Conversation, read_conversations
-from realm.profile import SFT, load_profile
-from realm.template import Encoded, Encoder, chat_format, load_tokenizer, split_long
+from realm.cleaning.presets import alternate, no_reserved_tokens
+from realm.conversations.conversation import Conversation
+from realm.conversations.readers import read_conversations
+from realm.core.profile import SFT, load_profile
+from realm.dialogue.encoder import Encoded, Encoder
+from realm.dialogue.format import chat_format, load_tokenizer
+from realm.dialogue.segments import split_long
+from realm.models import assets
+from realm.training import trainer
+from realm.training.base import add_adapter, load_base
+from realm.training.likelihood import likelihood
+from realm.training.loss import supervised_nll
+from realm.training.rows import collate, select_rows
+from realm.training.trainer import train
 
 RESULTS = Path(__file__).parent / "results" / "training.csv"
 OURS = ("ours", "ours packed")
@@ -99,7 +108,7 @@ def sample(max_length: int, count: int) -> dict[str, list[Encoded]]:
     order = np.random.default_rng(SEED).permutation(len(found))
     drawn = (found[i] for i in order)
     taught = [c for c in itertools.islice(drawn, 2 * (count + HELD_OUT)) if c.turns("user")][: count + HELD_OUT]
-    ours = training.select_rows(taught[:count], encoder, None, SEED).rows
+    ours = select_rows(taught[:count], encoder, None, SEED).rows
     whole = {row.id: row for row in encoder.encode_all(taught)}
     held_out = [whole[c.id] for c in taught[count:]]
     return {"ours": ours, "whole": [whole[row.id] for row in ours], "held out": held_out}
@@ -121,8 +130,8 @@ def pack(features: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:
 
 def train_ours(model, tokenizer, rows: dict[str, list[Encoded]], config: SFT, folder: Path, packing: bool) -> float:
     if packing:
-        training.collate = pack  # set back by the caller
-    training.train(model, tokenizer, rows["ours"], config, folder, SEED)
+        trainer.collate = pack  # set back by the caller
+    train(model, tokenizer, rows["ours"], config, folder, SEED)
     log = (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
     return next(entry["train_runtime"] for entry in map(json.loads, log) if "train_runtime" in entry)
 
@@ -162,26 +171,26 @@ def train_trl(
 
 def warm_up(model: torch.nn.Module, row: Encoded, pad_id: int) -> None:
     """Starts the threads and the allocator; leaves no gradient and draws no random number."""
-    batch = training.collate([{"input_ids": row.input_ids, "labels": row.labels, "id": row.id}], pad_id)
+    batch = collate([{"input_ids": row.input_ids, "labels": row.labels, "id": row.id}], pad_id)
     batch.pop("ids")
     model.train()
-    training.supervised_nll(model, batch)[0].sum().backward()
+    supervised_nll(model, batch)[0].sum().backward()
     model.zero_grad()
 
 
 def run(way: str, contest: Contest, folder: Path) -> dict[str, float]:
     config, tokenizer = configuration(contest.dtype), load_tokenizer("smollm2-135m")
     rows = pickle.loads((folder.parent / f"{contest.max_length}.pickle").read_bytes())
-    model = training.add_adapter(training.load_base(config), config, SEED)
+    model = add_adapter(load_base(config), config, SEED)
     warm_up(model, min(rows["ours"], key=lambda r: len(r.input_ids)), tokenizer.pad_token_id)
     if way.startswith("ours"):
-        pad = training.collate
+        pad = trainer.collate
         seconds = train_ours(model, tokenizer, rows, config, folder, packing=way == "ours packed")
-        training.collate = pad
+        trainer.collate = pad
     else:
         seconds = train_trl(model, tokenizer, rows, config, contest.max_length, folder, packing=way == "trl packing")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    held_out = training.likelihood(model, rows["held out"], tokenizer, "held-out rows")
+    held_out = likelihood(model, rows["held out"], tokenizer, "held-out rows")
     return {
         "seconds": seconds,
         "supervised_tokens_per_second": sum(r.supervised for r in rows["ours"]) / seconds,

@@ -12,8 +12,9 @@ from stub_server import StubServer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from realm import simulation
-from realm.conversation import Conversation, Message
+from realm.conversations.conversation import Conversation, Message
+from realm.simulation import engine
+from realm.simulation.engine import PAUSES
 
 # The same examples every time: a red run can be repeated, and a slow machine is no failure.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -115,4 +116,4 @@ def servers() -> Iterator[tuple[StubServer, StubServer]]:
 @pytest.fixture
 def no_pauses(monkeypatch):
     """A simulation asks again at once."""
-    monkeypatch.setattr(simulation, "PAUSES", (0.0,) * len(simulation.PAUSES))
+    monkeypatch.setattr(engine, "PAUSES", (0.0,) * len(PAUSES))

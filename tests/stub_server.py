@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from realm.profile import Endpoint
+from realm.core.profile import Endpoint
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import pytest
 from stub_server import BAD_KEY, TOO_LONG, BreaksOff, Fault, StubServer
 
 from realm import chat
-from realm.conversation import Message, load_conversations
-from realm.llama_cpp import export_gguf
-from realm.template import USER_SYSTEM_PROMPT, chat_format
+from realm.conversations.conversation import Message
+from realm.conversations.readers import load_conversations
+from realm.dialogue.format import USER_SYSTEM_PROMPT, chat_format
+from realm.models.gguf import export_gguf
 
 KEY = "sk-not-a-real-key-0123456789"
 PATIENCE = 30  # seconds; a slow machine is no failure
@@ -373,7 +374,7 @@ def serving(folder):
     return [
         pid
         for pid, words in lines.items()
-        if b"realm.llama_cpp" in words[:3] and str(folder).encode() in b" ".join(words)
+        if b"realm.serving.llama_cpp" in words[:3] and str(folder).encode() in b" ".join(words)
     ]
 
 
@@ -405,8 +406,9 @@ def test_the_server_of_a_chat_ends_with_it(stage, ending, tmp_path):
 
 SLOW_START = """
 import sys
-from realm import chat, endpoint
-endpoint._command = lambda *_: ([sys.executable, "-c", "import time; time.sleep(60)", "slow start of MARK"], "slow")
+from realm import chat
+from realm.serving import local
+local._command = lambda *_: ([sys.executable, "-c", "import time; time.sleep(60)", "slow start of MARK"], "slow")
 sys.exit(chat.main(["--model", "MARK"]))
 """
 

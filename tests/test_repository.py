@@ -1,9 +1,11 @@
-"""The tree holds what it promises: notebooks, pins, README, floors."""
+"""The tree holds what it promises: notebooks, pins, README, wings."""
 
 import ast
+import graphlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,13 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import realm
-from realm import pins, report
-from realm.pipeline import REPOSITORY, STAGES
+from realm import pins
+from realm.core.files import REPOSITORY
+from realm.pipeline.stages import STAGES
+from realm.reporting import report
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LIBRARY = REPOSITORY / "lib" / "realm"
-ROOMS = {p.stem for p in LIBRARY.glob("*.py")} - {"__init__"}
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 NO_REFERENCE = pytest.mark.skipif(not report.REFERENCE_METRICS.exists(), reason="no reference run is published yet")
 
@@ -163,10 +165,10 @@ def test_every_option_the_readme_names_exists():
 
 
 def test_every_module_the_readme_runs_exists():
-    for module in re.findall(r"python -m ((?:realm|benchmarks)\.\w+)", README):
-        folder = LIBRARY if module.startswith("realm.") else REPOSITORY / "benchmarks"
-        text = (folder / f"{module.split('.')[1]}.py").read_text(encoding="utf-8")
-        assert '__name__ == "__main__"' in text, module
+    for module in re.findall(r"-m ((?:realm|benchmarks)\.[\w.]+\w)", README):
+        place = (LIBRARY.parent if module.startswith("realm.") else REPOSITORY) / module.replace(".", "/")
+        file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+        assert '__name__ == "__main__"' in file.read_text(encoding="utf-8"), module
 
 
 def test_the_readme_names_every_profile_and_notebook():
@@ -206,38 +208,132 @@ def test_every_figure_has_its_numbers():
     assert [p.name for p in drawn if not re.match(r"0[1-6]_\w+\.png$", p.name)] == []
 
 
-# ---------------------------------------------------------------- floors
+# ---------------------------------------------------------------- the house
+
+FLOORS = (
+    ("core",),
+    ("conversations", "models"),
+    ("dialogue", "serving"),
+    ("cleaning", "training", "simulation"),
+    ("evaluation",),
+    ("reporting",),
+    ("pipeline", "chat"),
+)
+FLOOR = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
+ALONE = {"pins"}  # runs before anything is installed
+MODULES = {
+    ".".join(p.relative_to(LIBRARY.parent).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in LIBRARY.rglob("*.py")
+}
 
 
-def floors():
-    """Room -> floor, as the library's docstring lists them."""
-    lines = re.findall(r"^ +(\d)  (.+)$", realm.__doc__, re.MULTILINE)
-    return {word: int(floor) for floor, text in lines for word in re.findall(r"\w+", text) if word in ROOMS}
+def wing_of(module):
+    return module.split(".")[1] if "." in module else ""
 
 
-def imports_of(room):
+def imports_of(path):
+    """(module of the library, name taken from it or None), of every import statement, wherever it stands."""
     found = set()
-    for node in ast.walk(ast.parse((LIBRARY / f"{room}.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "realm":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("realm."):
-            found.add(node.module.split(".")[1])
-    return found & ROOMS
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {(a.name, None) for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, path
+            found |= {(node.module, a.name) for a in node.names}
+    return {(module, name) for module, name in found if module.split(".")[0] == "realm"}
 
 
-def test_every_room_has_a_floor():
-    assert floors().keys() == ROOMS
+def targets(path):
+    """The modules that a file imports: of ``from realm.core import files`` it is ``realm.core.files``."""
+    return {f"{m}.{name}" if f"{m}.{name}" in MODULES else m for m, name in imports_of(path)}
 
 
-def test_rooms_import_from_floors_below():
-    place = floors()
+def test_the_library_is_its_wings():
+    entries = {p.stem for p in LIBRARY.iterdir() if not p.name.startswith("__")}
+    assert entries == FLOOR.keys() | ALONE
+    assert {wing_of(m) for m in MODULES} == entries | {""}
+
+
+def test_wings_import_downwards_only():
     upwards = [
-        f"{room} ({place[room]}) imports {other} ({place[other]})"
-        for room in ROOMS
-        for other in imports_of(room)
-        if place[other] >= place[room]
+        f"{module} imports {target}"
+        for module, path in MODULES.items()
+        for target in targets(path)
+        if wing_of(module) not in ALONE
+        and wing_of(target) != wing_of(module)
+        and FLOOR[wing_of(target)] >= FLOOR[wing_of(module)]
     ]
     assert upwards == []
+
+
+def test_nothing_goes_in_circles():
+    graph = {module: targets(path) - {module} for module, path in MODULES.items()}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) >= len(MODULES)
+
+
+def test_names_with_a_leading_underscore_stay_in_their_file():
+    strangers = []
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        rooms = {name for m, name in imports_of(path) if f"{m}.{name}" in MODULES}
+        strangers += [f"{module}: {m}.{name}" for m, name in imports_of(path) if name and is_private(name)]
+        strangers += [
+            f"{module}: {node.value.id}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in rooms
+            and is_private(node.attr)
+        ]
+    assert strangers == []
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_files_and_functions_are_short():
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    sources = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
+    assert [m for m, text in sources.items() if len(text.splitlines()) > 350] == []
+    functions = [(m, n) for m, text in sources.items() for n in ast.walk(ast.parse(text)) if isinstance(n, kinds)]
+    assert [f"{m}.{n.name}" for m, n in functions if n.end_lineno - n.lineno + 1 > 60] == []
+
+
+@pytest.mark.parametrize("wing", [w for w in FLOOR if (LIBRARY / w).is_dir()])
+def test_a_wing_opens_with_its_rooms_and_what_it_may_import(wing):
+    tree = ast.parse((LIBRARY / wing / "__init__.py").read_text(encoding="utf-8"))
+    [docstring] = tree.body  # no re-exports
+    named = set(re.findall(r"``(\w+)``", ast.get_docstring(ast.Module([docstring], []))))
+    rooms = {p.stem for p in (LIBRARY / wing).glob("*.py")} - {"__init__", "__main__"}
+    assert rooms <= named
+    assert named - rooms <= FLOOR.keys()
+
+
+def test_the_readme_and_the_tests_mirror_the_wings():
+    folders = {w for w in FLOOR if (LIBRARY / w).is_dir()}
+    assert {w for w in folders if f"| `lib/realm/{w}/` |" not in README} == set()
+    assert {p.name for p in (REPOSITORY / "tests").iterdir() if p.is_dir() and not p.name.startswith("__")} == folders
+
+
+def test_a_wheel_holds_every_module_and_what_it_reads(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    copy = tmp_path / "source"  # the build leaves folders behind
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(REPOSITORY / "lib", copy / "lib", ignore=ignored)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, copy)
+    install = ["install", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site"), str(copy)]
+    subprocess.run([*pip, *install], check=True)
+    modules = [m for m in MODULES if not m.endswith("__main__")]
+    lines = ["import importlib, realm", "print(realm.__file__)", *(f"importlib.import_module({m!r})" for m in modules)]
+    words = [sys.executable, "-W", "ignore", "-c", "\n".join(lines)]
+    where = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(words, cwd=tmp_path, env=where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert done.stdout.strip() == str(tmp_path / "site" / "realm" / "__init__.py")
+    data = {p.relative_to(LIBRARY) for p in LIBRARY.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert {d for d in data if not (tmp_path / "site" / "realm" / d).exists()} == set()
 
 
 # ---------------------------------------------------------------- nothing of the machine it was made on

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from realm import pins
-from realm.pipeline import REPOSITORY, STAGES
+from realm.core.files import REPOSITORY
+from realm.pipeline.stages import STAGES
 
 # Without a fitting environment the script would build one, which is no matter for a test.
 FITTING = pytest.mark.skipif(

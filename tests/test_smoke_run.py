@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from realm.pipeline import STAGES, main
-from realm.provenance import Metrics
+from realm.core.metrics import Metrics
+from realm.pipeline.commands import main
+from realm.pipeline.stages import STAGES
 
 KEY = "sk-not-a-real-key-0123456789"
 NUMBERS_EVERY_RUN_HAS = (

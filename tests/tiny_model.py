@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from realm.conversation import Conversation, Message
-from realm.profile import SFT
+from realm.conversations.conversation import Conversation, Message
+from realm.core.profile import SFT, UserSFT
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TALK = [
@@ -117,7 +117,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
 
 
 def sft(folder: Path, **values: Any) -> SFT:
-    """A profile's training block for the tiny model."""
+    """A profile's training block for the tiny model; with one of UserGPT's own values, that of UserGPT."""
     usual = {
         "base_model": str(folder),
         "supervise": "user",
@@ -134,11 +134,12 @@ def sft(folder: Path, **values: Any) -> SFT:
         "batch_size": 2,
         "accumulation": 2,
         "gradient_checkpointing": False,
-        "learn_ending": False,
-        "controls": [],
         "checkpoint_steps": 2,
         "eval_steps": None,
-        "eval_conversations": 2,
-        "samples_shown": 1,
+        "valid_conversations": 2,
+        "test_conversations": 2,
     }
+    own = {"learn_ending": False, "controls": [], "samples_shown": 1}
+    if own.keys() & values.keys():
+        return UserSFT(**{**usual, **own, **values})
     return SFT(**{**usual, **values})

@@ -1,15 +1,15 @@
 """ReaLM-repro: train the user, let it talk, train the assistant on what was said.
 
-Rooms, lowest floor first; a room imports only from floors below:
-  0  provenance, profile, intervals, json_stream, pins, guard, architecture, breaker
-  1  conversation, assets, tokens, workload, model_card
-  2  template, funnel, splits, llama_cpp, estimate, journal
-  3  sessions, markup, language, private_data, duplicates, training, endpoint
-  3  simulators, starts, guardrails, budget, export
-  4  authors_cleaning, simulation, user_turns
-  5  cleaning, realism, mt_bench
-  6  paper, figures, report, topics
-  7  display, pipeline, chat
+The wings, lowest floor first; a wing imports only from floors below it, and inside a wing nothing goes in circles:
+  0  core                               the ground: profiles, files, secrets, metrics, manifests, seeds
+  1  conversations, models              the record and its files; assets, GGUF, shapes, estimates
+  2  dialogue, serving                  from conversation to tokens; endpoints and local servers
+  3  cleaning, training, simulation     the three things that are done
+  4  evaluation                         what came of it, with intervals
+  5  reporting                          figures, tables, the report
+  6  pipeline, chat                     how notebooks are run; a talk at the terminal
+
+``pins`` stands alone: it runs before anything is installed. Each wing's own docstring lists its rooms.
 """
 
 __version__ = "0.1.0"

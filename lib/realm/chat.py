@@ -20,13 +20,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from realm.assets import AssetError, cache_folder
-from realm.conversation import Conversation, Message, write_conversations
-from realm.endpoint import Client, EndpointError, reach
-from realm.llama_cpp import ConversionError
-from realm.profile import Endpoint
-from realm.provenance import redact
-from realm.simulators import SEED_MODULUS, USERGPT
+from realm.conversations.conversation import Conversation, Message
+from realm.conversations.writers import write_conversations
+from realm.core.profile import Endpoint
+from realm.core.secrets import redact
+from realm.core.seeds import SEED_MODULUS
+from realm.models.assets import AssetError, cache_folder
+from realm.models.gguf import ConversionError
+from realm.serving.client import Client, EndpointError
+from realm.serving.local import reach
+from realm.simulation.simulators import USERGPT
 
 COMMANDS = (
     "/reset forgets what was said, /history shows it, /save FILE writes it, /quit ends; "

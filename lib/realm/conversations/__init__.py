@@ -1,0 +1,6 @@
+"""The record, one conversation, and everything that brings it in from files and writes it out again.
+
+Rooms in reading order: ``conversation`` (the record), ``readers``, ``json_stream``, ``writers``, ``sessions`` (segments
+joined to what they were cut from), ``splits`` (train, valid and test without leaks).
+May import: ``core``.
+"""

@@ -1,0 +1,212 @@
+"""JSON values one at a time from a byte stream: an array, whole or cut off in the middle, or JSON lines.
+
+Memory holds one chunk and one value. Each value comes with the byte offset at which it starts, so that an
+error can name the place. The C scanner of the standard library does the parsing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from realm.core.errors import OneLineError
+
+CHUNK_BYTES = 4_000_000
+MAX_VALUE_CHARS = 64_000_000  # a longer "value" means that the file is something else
+SPACE = re.compile(r"[ \t\r\n]*")
+BETWEEN_VALUES = re.compile(r"[ \t\r\n,]*")
+OBJECT = re.compile(r'\{[ \t\r\n]*+(?:"|\Z)')
+# A scanner that fails this near the end of the window may only be short of text.
+TAIL_CHARS = 16
+MALFORMED = object()  # stands for a value that is no JSON
+
+
+class JsonStreamError(OneLineError, ValueError):
+    """The stream holds neither an array nor JSON lines; the message says what it holds."""
+
+
+class JsonStream:
+    """A moving window of decoded text over a byte stream.
+
+    Bytes that are no UTF-8 decode to lone surrogates (U+DC80 to U+DCFF): the caller sees them in the value,
+    and encoding the text back gives the exact byte count. After ``values`` is exhausted, ``truncated`` says
+    whether the stream ended inside a value or before the array's end, and ``lost_bytes`` how many bytes
+    stood after the last whole value or the array's end, from byte ``lost_from`` on.
+    """
+
+    def __init__(self, stream: BinaryIO, on_chunk: Callable[[], object] = lambda: None):
+        self._stream, self._on_chunk = stream, on_chunk
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._scan = json.JSONDecoder(strict=False).raw_decode
+        self._text, self._position, self._offset, self._at_end = "", 0, 0, False
+        self.layout, self.bytes_read, self.truncated, self.lost_bytes, self.lost_from = "", 0, False, 0, 0
+
+    def values(self) -> Iterator[tuple[int, Any]]:
+        """Yield (byte offset, value or MALFORMED).
+
+        Raises JsonStreamError if the stream is neither an array nor JSON lines, or a value is over 64 MB.
+        """
+        self._read_more()
+        while not self._text and not self._at_end:
+            self._read_more()  # the first bytes may be part of a character
+        if self._text.startswith("\ufeff"):
+            self._move(1)
+        self._skip(SPACE)
+        first = self._text[self._position : self._position + 1]
+        if first == "[":
+            self.layout = "JSON array"
+            yield from self._array()
+        elif first == "{":
+            self.layout = "JSON lines"
+            yield from self._lines()
+        else:
+            raise JsonStreamError(f"starts with {first!r}" if first else "is empty")
+
+    # -- the two layouts
+
+    def _array(self) -> Iterator[tuple[int, Any]]:
+        self._move(self._position + 1)
+        while True:
+            self._skip(BETWEEN_VALUES)
+            if self._position == len(self._text):
+                self._cut_off()
+                return
+            if self._text[self._position] == "]":
+                self._move(self._position + 1)
+                self._count_the_rest()
+                return
+            start = self._offset
+            found, value = self._next_value()
+            if not found:
+                self._cut_off()
+                return
+            yield start, value
+
+    def _count_the_rest(self) -> None:
+        """What follows the array's end is no part of it."""
+        self._skip(SPACE)
+        start = self._offset
+        while self._position < len(self._text):
+            self._move(len(self._text))
+            self._skip(SPACE)
+        self.lost_bytes, self.lost_from = self._offset - start, start
+
+    def _lines(self) -> Iterator[tuple[int, Any]]:
+        while True:
+            self._skip(SPACE)
+            if self._position == len(self._text):
+                self.lost_from = self._offset
+                return
+            end = self._line_end()
+            start, line = self._offset, self._text[self._position : end]
+            self._move(end)
+            try:
+                value = json.loads(line, strict=False)
+            except (ValueError, RecursionError):
+                if self._at_end and end == len(self._text):
+                    self.truncated, self.lost_bytes, self.lost_from = True, self._offset - start, start
+                    return
+                value = MALFORMED
+            yield start, value
+
+    def _line_end(self) -> int:
+        while (end := self._text.find("\n", self._position)) < 0 and not self._at_end:
+            self._read_more()
+        return end if end >= 0 else len(self._text)
+
+    def _next_value(self) -> tuple[bool, Any]:
+        """(True, value), (True, MALFORMED) after skipping to the next object, or (False, None) at the end."""
+        while True:
+            try:
+                value, end = self._scan(self._text, self._position)
+            except (ValueError, RecursionError) as error:
+                if not self._may_be_short(error):
+                    return self._resynchronize()
+                if self._at_end:
+                    ran_out = error.msg.startswith("Unterminated string") or error.pos >= len(self._text.rstrip())
+                    return (False, None) if ran_out else self._malformed_to_the_end()
+                self._read_more()
+            else:
+                if end == len(self._text) and not self._at_end and not isinstance(value, (dict, list, str)):
+                    self._read_more()  # a number may go on
+                    continue
+                self._move(end)
+                return True, value
+
+    def _may_be_short(self, error: Exception) -> bool:
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - TAIL_CHARS
+
+    def _resynchronize(self) -> tuple[bool, Any]:
+        """Skip a malformed value: go on at the next ``{`` from which a record with turns parses."""
+        candidate = self._position + 1
+        while True:
+            opening = OBJECT.search(self._text, candidate)
+            if not opening:
+                if self._at_end:
+                    return self._malformed_to_the_end()
+                candidate = len(self._text) - self._position
+                self._read_more()
+                continue
+            candidate = opening.start()
+            try:
+                value, _ = self._scan(self._text, candidate)
+            except (ValueError, RecursionError) as error:
+                if self._may_be_short(error) and not self._at_end:
+                    candidate -= self._position
+                    self._read_more()
+                else:
+                    candidate += 1
+                continue
+            if isinstance(value, dict) and ("conversations" in value or "messages" in value):
+                self._move(candidate)
+                return True, MALFORMED
+            candidate += 1
+
+    def _malformed_to_the_end(self) -> tuple[bool, Any]:
+        """The last value of an array that ends as it should, else the value that the end of the file cut off."""
+        end = len(self._text.rstrip())
+        if end - 1 <= self._position or self._text[end - 1] != "]":
+            return False, None
+        self._move(end - 1)
+        return True, MALFORMED
+
+    # -- the window
+
+    def _read_more(self) -> None:
+        """Drop the consumed text and read at least as much again as is pending, so that work stays linear."""
+        self._text, self._position = self._text[self._position :], 0
+        if len(self._text) > MAX_VALUE_CHARS:
+            raise JsonStreamError(f"holds a value over {MAX_VALUE_CHARS // 1_000_000} MB at byte {self._offset}")
+        try:
+            # read1 gives what is there: a compressed stream that breaks off later has then lost nothing.
+            data = getattr(self._stream, "read1", self._stream.read)(max(CHUNK_BYTES, len(self._text)))
+        except Exception as error:  # gzip, zlib and zstd each have their own
+            if not self.bytes_read:
+                raise JsonStreamError(f"cannot be decompressed ({error})") from error
+            data, self.truncated = b"", True  # a compressed file that was cut off: what came before is good
+        self._at_end = not data
+        self.bytes_read += len(data)
+        self._text += self._decode(data, self._at_end)
+        self._on_chunk()
+
+    def _move(self, position: int) -> None:
+        consumed = self._text[self._position : position]
+        self._offset += len(consumed) if consumed.isascii() else len(consumed.encode("utf-8", "surrogateescape"))
+        self._position = position
+
+    def _skip(self, pattern: re.Pattern[str]) -> None:
+        while True:
+            self._move(pattern.match(self._text, self._position).end())
+            if self._position < len(self._text) or self._at_end:
+                return
+            self._read_more()
+
+    def _cut_off(self) -> None:
+        self.truncated, self.lost_from = True, self._offset
+        rest = self._text[self._position :]
+        self.lost_bytes = len(rest.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,86 @@
+"""Train, valid and test without leaks: by session, near-duplicate cluster and first turn; stable by hashing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from realm.conversations.conversation import Conversation
+from realm.core.seeds import unit_hash
+
+SIDES = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Sides:
+    """``leaking``: held-out segments whose first turn also opens a segment of another side, taken out."""
+
+    train: list[Conversation]
+    valid: list[Conversation]
+    test: list[Conversation]
+    leaking: list[Conversation]
+
+    def items(self) -> list[tuple[str, list[Conversation]]]:
+        return [(side, getattr(self, side)) for side in SIDES]
+
+
+def split_sides(
+    conversations: Sequence[Conversation], valid_share: float, test_share: float, seed: int, cluster: str
+) -> Sides:
+    """Whole groups go to one side. A group holds the sessions that share a near-duplicate cluster (named in
+    ``meta[cluster]``) or the first turn of the session, directly or by way of others.
+
+    A group's side is a hash of its smallest session name and the seed: data that are added move only the
+    groups they join. Segments from within a session may still open alike on two sides ("continue"): those
+    held out are set apart.
+    """
+    drawn: dict[str, list[Conversation]] = {side: [] for side in SIDES}
+    group = session_groups(conversations, cluster)
+    for conversation in conversations:
+        position = unit_hash(f"{seed}:{group[conversation.session]}")
+        side = "test" if position < test_share else "valid" if position < test_share + valid_share else "train"
+        drawn[side].append(conversation)
+    opened = {first_turn(c) for c in drawn["train"]}
+    kept, leaking = {"train": drawn["train"]}, []
+    for side in ("test", "valid"):
+        leaking += [c for c in drawn[side] if first_turn(c) in opened]
+        kept[side] = [c for c in drawn[side] if first_turn(c) not in opened]
+        opened |= {first_turn(c) for c in kept[side]}
+    return Sides(kept["train"], kept["valid"], kept["test"], leaking)
+
+
+def session_groups(conversations: Sequence[Conversation], cluster: str) -> dict[str, str]:
+    """Session -> the smallest session name of its group."""
+    marks: dict[Hashable, list[str]] = defaultdict(list)
+    for conversation in conversations:
+        if cluster in conversation.meta:
+            marks["cluster", conversation.meta[cluster]].append(conversation.session)
+        if conversation.opens_session:
+            marks["turn", first_turn(conversation)].append(conversation.session)
+    leader = {c.session: c.session for c in conversations}
+
+    def find(session: str) -> str:
+        while leader[session] != session:
+            leader[session] = session = leader[leader[session]]
+        return session
+
+    for together in marks.values():
+        for session in together[1:]:
+            low, high = sorted((find(together[0]), find(session)))
+            leader[high] = low
+    return {session: find(session) for session in leader}
+
+
+def first_turn(conversation: Conversation) -> str:
+    """The first human turn without regard to case and blanks; the first turn where no human speaks."""
+    turns = conversation.turns("user") or [conversation.messages[0].content]
+    return " ".join(turns[0].lower().split())
+
+
+def one_per_session(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:
+    """The first segment of each session, in a seeded order: rows that are independent of each other."""
+    first: dict[str, Conversation] = {}
+    for conversation in conversations:
+        first.setdefault(conversation.session, conversation)
+    return sorted(first.values(), key=lambda c: unit_hash(f"order:{seed}:{c.session}"))

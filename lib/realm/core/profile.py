@@ -1,0 +1,308 @@
+"""Profiles: the values by which a laptop run and a cluster run differ. Everything else is the same code.
+
+One YAML file, one block a notebook, plus ``dialogue``, on which all of them agree. A wrong key, type or
+value is refused in one line that names the file, the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from realm.core.errors import OneLineError
+from realm.core.files import REPOSITORY
+from realm.core.profile_errors import explain
+
+PROFILE_FOLDER = REPOSITORY / "profiles"
+RUNS_VARIABLE = "REALM_RUNS"
+
+
+class ProfileError(OneLineError, ValueError):
+    """A profile that cannot be used; one line naming file, key and allowed values."""
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Dialogue(Block):
+    """How a conversation becomes tokens. Training and serving read the same values.
+
+    ``max_length``: tokens of one training segment (paper: 2048).
+    """
+
+    template: Literal["chatml", "dyadic"]
+    max_length: int = Field(ge=64)
+
+
+class DataInspection(Block):
+    """Notebook 01. Shares are of sessions; ``max_conversations`` null reads all.
+
+    ``preset``: ``fixed``, or ``paper`` for the authors' cleaning rules as published.
+    ``near_duplicate_threshold``: Jaccard similarity of 5-word shingles from which two sessions are one.
+    ``strict``: refuse a file at its first defect, instead of counting and skipping it.
+    ``topic_turns``: human opening turns embedded by ``embedder`` and grouped into ``topics`` clusters.
+    """
+
+    source: str
+    max_conversations: int | None = Field(ge=20)
+    strict: bool
+    preset: Literal["paper", "fixed"]
+    near_duplicate_threshold: float = Field(ge=0.3, le=1)
+    replace_private_data: bool
+    valid_share: float = Field(gt=0, lt=0.5)
+    test_share: float = Field(gt=0, lt=0.5)
+    embedder: str
+    topics: int = Field(ge=2, le=40)
+    topic_turns: int = Field(ge=10)
+
+
+class SFT(Block):
+    """What notebooks 02 and 04 share. ``max_train_tokens`` null trains on everything, ``epochs`` times.
+
+    ``method``: qlora (NF4 base, LoRA on all linear layers), lora, or full (all weights, as the authors did).
+    ``compute_dtype``: auto takes bfloat16 where the processor computes in it, float32 elsewhere.
+    ``supervise``: whose turns carry the loss. ``test_conversations``: held-out sessions that before and after are
+    measured on. ``eval_steps``: every so many optimizer steps the loss of ``valid_conversations`` validation rows is
+    logged, and the step where it was lowest is what training ends with; null ends with the last step.
+    An optimizer step sees batch_size * accumulation * processes segments.
+    """
+
+    base_model: str
+    supervise: Literal["user", "assistant", "both"]
+    method: Literal["qlora", "lora", "full"]
+    compute_dtype: Literal["auto", "float32", "bfloat16"]
+    lora_rank: int = Field(ge=1)
+    lora_alpha: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"]
+    epochs: int = Field(ge=1)
+    max_train_tokens: int | None = Field(ge=1_000)
+    batch_size: int = Field(ge=1, description="segments per device in one forward pass")
+    accumulation: int = Field(ge=1, description="forward passes per optimizer step")
+    gradient_checkpointing: bool
+    checkpoint_steps: int = Field(ge=1)
+    eval_steps: int | None = Field(ge=1)
+    valid_conversations: int = Field(ge=2)
+    test_conversations: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _checkpoints_are_evaluated(self) -> SFT:
+        if self.eval_steps and self.checkpoint_steps % self.eval_steps:
+            raise ValueError(f"checkpoint_steps must be a multiple of eval_steps, {self.eval_steps}")
+        return self
+
+
+class UserSFT(SFT):
+    """What notebook 02 adds. ``learn_ending``: where a session truly ends, the human's next turn is its end token
+    alone. ``controls``: sides on which the same model is trained for comparison. ``samples_shown``: turns to look at.
+    """
+
+    learn_ending: bool
+    controls: list[Literal["assistant", "both"]]
+    samples_shown: int = Field(ge=1)
+
+
+class Endpoint(Block):
+    """Anything that speaks the OpenAI chat protocol.
+
+    ``engine``: ``llama.cpp``, ``transformers`` or ``vllm`` start a local server for ``model`` (an asset
+    name, a folder, or ``stage:02_usergpt_sft``); ``api`` talks to ``base_url``, where ``model`` is the name
+    that the service knows and ``api_key_env`` the environment variable that holds the key.
+    At most ``concurrency`` requests are in flight; ``requests_per_minute`` spaces their starts, null does not.
+    Each shard of a simulation has both for itself.
+    """
+
+    engine: Literal["llama.cpp", "transformers", "vllm", "api"]
+    model: str
+    base_url: str | None = None
+    api_key_env: str | None = None
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    context_length: int = Field(default=2048, ge=128)
+    concurrency: int = Field(default=8, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    timeout_seconds: float = Field(default=300.0, gt=0)
+    max_retries: int = Field(default=4, ge=0)
+
+    @model_validator(mode="after")
+    def _address_belongs_to_api(self) -> Endpoint:
+        if self.engine == "api" and not self.base_url:
+            raise ValueError("engine api needs base_url, for example https://api.openai.com/v1")
+        if self.engine != "api" and self.base_url:
+            raise ValueError(f"base_url goes with engine api, not {self.engine}")
+        if self.engine != "api" and self.api_key_env:
+            raise ValueError(f"api_key_env goes with engine api, not {self.engine}")
+        return self
+
+
+class Guardrails(Block):
+    """What is done about turns that spoil a conversation; each intervention is counted.
+
+    ``resample_tries``: how often an empty, repeated or drifting turn is asked for again before it ends the
+    conversation (0: never). ``max_turn_characters``: longer turns are cut there. ``role_drift``: a human turn that
+    answers as the assistant is such a turn.
+    """
+
+    resample_tries: int = Field(ge=0, le=10)
+    max_turn_characters: int | None = Field(ge=1)
+    role_drift: bool
+
+
+class Price(Block):
+    """Dollars per million tokens."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+
+class Budget(Block):
+    """Where a simulation stops asking; null is without limit. What is in flight by then is still paid.
+
+    ``tokens`` counts those sent and those generated. A price is null where nothing is charged. Of ``n`` shards each
+    has an ``n``-th.
+    """
+
+    requests: int | None = Field(ge=1)
+    tokens: int | None = Field(ge=1)
+    dollars: float | None = Field(gt=0)
+    user_price: Price | None
+    responder_price: Price | None
+
+    @model_validator(mode="after")
+    def _dollars_need_a_price(self) -> Budget:
+        if self.dollars is not None and self.user_price is None and self.responder_price is None:
+            raise ValueError("dollars needs user_price or responder_price, else nothing is ever spent")
+        return self
+
+
+class Simulation(Block):
+    """Notebook 03. ``free`` and ``seeded`` count conversations; a round is a user turn and its answer.
+
+    ``simulator``: ``usergpt``, ``roleplay`` (an assistant told to play the user), or ``replay``: the human turns of
+    ``seeded`` conversations of ``seed_source`` as they stand, for which there is no ``user`` endpoint.
+    """
+
+    simulator: Literal["usergpt", "roleplay", "replay"]
+    user: Endpoint | None
+    responder: Endpoint
+    free: int = Field(ge=0)
+    seeded: int = Field(ge=0)
+    seed_source: str = Field(description="`test` for first rounds of the test split, or a conversation file")
+    max_rounds: int = Field(ge=1)
+    guardrails: Guardrails
+    budget: Budget
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Simulation:
+        if self.free + self.seeded == 0:
+            raise ValueError("free and seeded are both 0: nothing to simulate")
+        return self
+
+    @model_validator(mode="after")
+    def _someone_to_ask(self) -> Simulation:
+        replayed = self.simulator == "replay"
+        if replayed and self.free:
+            raise ValueError("simulator replay takes its turns from seed_source: free must be 0")
+        if replayed != (self.user is None):
+            raise ValueError(
+                f"simulator {self.simulator} " + ("needs user: null" if replayed else "needs a user endpoint")
+            )
+        return self
+
+
+class MTBench(Block):
+    """Notebook 05. ``questions`` are drawn evenly over the 8 categories (80 in all)."""
+
+    questions: int = Field(ge=8, le=80)
+    base: Endpoint
+    realm: Endpoint
+    judge: Endpoint | None
+
+    @model_validator(mode="after")
+    def _even_draw(self) -> MTBench:
+        if self.questions % 8:
+            raise ValueError("questions must be a multiple of 8, the number of categories")
+        return self
+
+
+class SimulatorRealism(Block):
+    """Notebook 06. ``conversations``: human first turns compared, and turns drawn from each simulator."""
+
+    usergpt: Endpoint
+    roleplay: Endpoint
+    embedder: str
+    conversations: int = Field(ge=20)
+    repeats: int = Field(ge=1, description="cross-validation splits of the two-sample test")
+    permutations: int = Field(ge=0, description="label permutations that calibrate it")
+
+
+class Profile(Block):
+    """A whole run."""
+
+    seed: int = Field(ge=0)
+    dialogue: Dialogue
+    data_inspection: DataInspection
+    usergpt_sft: UserSFT
+    simulation: Simulation
+    realm_sft: SFT
+    mt_bench: MTBench
+    simulator_realism: SimulatorRealism
+
+    def endpoints(self) -> list[Endpoint]:
+        blocks = (self.simulation, self.mt_bench, self.simulator_realism)
+        return [v for block in blocks for _, v in block if isinstance(v, Endpoint)]
+
+
+class _NoDuplicates(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [k.value for k, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} stands twice (line {node.start_mark.line + 1} on)")
+        return super().construct_mapping(node, deep)
+
+
+def profile_path(name: str | Path) -> Path:
+    """``"cpu"`` -> profiles/cpu.yaml; a path stays. Raises ProfileError naming the profiles there are."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PROFILE_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILE_FOLDER.glob("*.yaml")))
+        raise ProfileError(f"{name}: no such profile; there are {known}, or give the path of a YAML file")
+    return path
+
+
+def load_profile(name: str | Path) -> Profile:
+    """Read and validate a profile by name or path.
+
+    Raises ProfileError, one line, naming the file, the key and the allowed values.
+    """
+    path = profile_path(name)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ProfileError(f"{path}: expected keys and values; allowed: {', '.join(Profile.model_fields)}")
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        # A misspelt key is both unknown and missing; the unknown one is what the reader can see in the file.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise ProfileError(f"{path}: {explain(first, Profile)}") from None
+
+
+def run_folder(profile: str) -> Path:
+    """``runs/<profile>`` in the repository, or in ``$REALM_RUNS`` (a scratch disk, say)."""
+    return Path(os.environ.get(RUNS_VARIABLE) or REPOSITORY / "runs").resolve() / profile_path(profile).stem

@@ -1,0 +1,6 @@
+"""Models and data by name, and what is known of a model before its weights are loaded.
+
+Rooms in reading order: ``assets`` (packages, Hub, local folders), ``gguf`` (in and out of llama.cpp's files),
+``architecture``, ``workload``, ``estimate`` (memory and time before anything is paid), ``model_card``.
+May import: ``core``.
+"""

@@ -1,0 +1,60 @@
+"""How much a training stage trains on, known or bounded before it runs: segments, tokens, supervised share, steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from realm.core.profile import SFT, Profile
+
+PAPER_SEGMENTS = 34_435  # ShareGPT after the authors' funnel: published/paper.yaml, cleaning_funnel
+# Assumed, tails cut; the assistant speaks most of what is left.
+ASSUMED_SHARE = {"user": 0.25, "assistant": 0.75, "both": 0.95}
+# What notebook 01 measures; without all of it, bounds and assumptions stand in.
+MEASURED = {"conversations_train", "train_row_tokens_mean", "supervised_share_without_tails"}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One pass: ``segments`` of ``length`` tokens on average, tails cut, ``share`` of them supervised.
+
+    ``basis`` says in words where these come from; ``few_segments``: a budget was divided by the greatest length there
+    can be, so there are as many segments or more.
+    """
+
+    tokens: int
+    segments: int
+    length: float
+    share: float
+    few_segments: bool
+    basis: str
+
+
+def workload(profile: Profile, block: str, measured: Mapping[str, float]) -> Workload:
+    """What ``block`` trains on: from the metrics of notebook 01, which measures the rows of the user's side with
+    their tails cut, else upper bounds."""
+    config, longest = getattr(profile, block), profile.dialogue.max_length
+    length, share = float(longest), ASSUMED_SHARE[config.supervise]
+    known = block == "usergpt_sft" and config.supervise == "user" and measured.keys() >= MEASURED
+    if known:
+        length, share = measured["train_row_tokens_mean"], measured["supervised_share_without_tails"]
+        segments, basis = int(measured["conversations_train"]), "metrics of notebook 01"
+    elif block == "realm_sft":
+        talks = profile.simulation.free + profile.simulation.seeded
+        context = (profile.simulation.user or profile.simulation.responder).context_length
+        segments, basis = talks * ceil(context / longest), f"{talks:,} conversations that fill their context"
+    else:
+        segments, basis = PAPER_SEGMENTS, f"the {PAPER_SEGMENTS:,} segments of the paper's ShareGPT"
+    tokens, budget = round(segments * length), config.max_train_tokens
+    cut = budget is not None and budget < tokens
+    if cut:
+        tokens, segments, basis = budget, ceil(budget / length), f"max_train_tokens of {basis}"
+    words = f"{length:.0f} tokens on average" if known else f"at most {longest:,} tokens"
+    basis += f"; segments of {words}; {share:.0%} of the tokens supervised" + ("" if known else " (assumed)")
+    return Workload(tokens, segments, length, share, cut and not known, basis)
+
+
+def optimizer_steps(config: SFT, segments: int, processes: int) -> int:
+    """Steps of all epochs; the last of an epoch may be a short one."""
+    return config.epochs * ceil(ceil(segments / (config.batch_size * processes)) / config.accumulation)

@@ -1,0 +1,100 @@
+"""The command line of the pipeline: run, describe and estimate stages.
+
+``run_all.sh`` calls this once a stage. Notebooks run by hand use the same artefacts, so the two mix freely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from realm.core.errors import exit_code
+from realm.core.files import ArtefactError, read_json
+from realm.core.metrics import Metrics
+from realm.core.profile import SFT, Profile, ProfileError, load_profile, profile_path, run_folder
+from realm.core.secrets import register_secret
+from realm.models import estimate
+from realm.pipeline import stages
+from realm.pipeline.identity import is_done
+from realm.pipeline.runner import run_lock, run_stage
+from realm.pipeline.stages import Stage, stage_by_number
+from realm.reporting.report import REFERENCE_PROFILE, publish, write_report
+
+
+def describe(stage: Stage, profile: Profile, folder: Path, force: bool) -> str:
+    """What ``--dry-run`` says of a stage."""
+    blocks = "; ".join(
+        f"{name}: " + ", ".join(f"{k}={v}" for k, v in values.items() if not isinstance(v, dict))
+        if isinstance(values, dict)
+        else f"{name}={values}"
+        for name, values in stage.values(profile).items()
+    )
+    state = "would be skipped: done" if not force and is_done(stage, profile, profile.seed, folder) else "would run"
+    return (
+        f"{stage.number} {stage.notebook}: {state}\n"
+        f"   reads   {', '.join(stage.reads) or profile.data_inspection.source}\n"
+        f"   writes  {', '.join(f'{stage.folder}/{w}' for w in (*stage.writes, 'metrics.json'))}\n"
+        f"   values  {blocks}"
+    )
+
+
+def estimates(chosen: list[Stage], profile: Profile, folder: Path, gpus: int | None) -> str:
+    """What ``--dry-run`` says of the cost of the training stages among ``chosen``; empty if there is none."""
+    blocks = [b for s in chosen for b, values in s.parts(profile).items() if isinstance(values, SFT)]
+    data = folder / "01_data"
+    measured = {m.name: m.value for m in Metrics.load(data)} if (data / "metrics.json").exists() else {}
+    return estimate.table(profile, blocks, measured, gpus) if blocks else ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m realm.pipeline", description="Run or describe stages.")
+    parser.add_argument("--profile", default="cpu", help="a name in profiles/, or the path of a YAML file")
+    parser.add_argument("--stage", help="01 to 06")
+    parser.add_argument("--from", dest="first", default="01", help="with --dry-run: describe from this stage on")
+    parser.add_argument("--force", action="store_true", help="run it even if nothing changed")
+    parser.add_argument("--dry-run", action="store_true", help="validate, describe and estimate, run nothing")
+    parser.add_argument(
+        "--gpus", type=int, help="with --dry-run: GPUs to estimate for (default: 4 for a full fine-tune, else 1)"
+    )
+    parser.add_argument("--report", action="store_true", help="write report.html of the run folder")
+    parser.add_argument("--publish", action="store_true", help="make this run a reference in figures/ and README.md")
+    given = parser.parse_args(arguments)
+    interrupted = f"interrupted in stage {given.stage}; what is finished is kept, call again to go on"
+    return exit_code(lambda: _dispatch(given), interrupted)
+
+
+def _dispatch(given: argparse.Namespace) -> None:
+    profile, folder = load_profile(given.profile), run_folder(given.profile)
+    for endpoint in profile.endpoints():
+        register_secret(os.environ.get(endpoint.api_key_env or ""))
+    if given.gpus is not None and given.gpus < 1:
+        raise ProfileError(f"--gpus {given.gpus}: at least 1")
+    if given.dry_run:
+        first = stage_by_number(given.first).number
+        chosen = [stage_by_number(given.stage)] if given.stage else [s for s in stages.STAGES if s.number >= first]
+        for stage in chosen:
+            print(describe(stage, profile, folder, given.force))
+        if text := estimates(chosen, profile, folder, given.gpus):
+            print(text)
+        return
+    with run_lock(folder):
+        if given.stage:
+            stage = stage_by_number(given.stage)
+            seconds = run_stage(stage, given.profile, folder, force=given.force)
+            took = "skipped: nothing changed" if seconds is None else f"{seconds:.0f} s"
+            print(f"{stage.number} {stage.notebook:24s} {took}", flush=True)
+        finished = [_finished(s, folder) for s in stages.STAGES if (folder / s.folder / "done.json").exists()]
+        if given.report:
+            print(f"report: {write_report(folder, profile_path(given.profile).stem, finished)}")
+        if given.publish and folder.name == REFERENCE_PROFILE and len(finished) < len(stages.STAGES):
+            missing = ", ".join(s.number for s in stages.STAGES if s.folder not in {f["folder"] for f in finished})
+            raise ArtefactError(f"{folder}: stages {missing} are not done; only a whole run becomes the reference")
+        if given.publish:
+            publish(folder, finished)
+
+
+def _finished(stage: Stage, folder: Path) -> dict[str, Any]:
+    seconds = read_json(folder / stage.folder / "done.json")["seconds"]
+    return {"number": stage.number, "notebook": stage.notebook, "folder": stage.folder, "seconds": seconds}

@@ -1,0 +1,137 @@
+"""The stages in order: what each reads and writes, and what every notebook opens with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from realm.core.files import REPOSITORY, ArtefactError, write_json
+from realm.core.manifest import manifest
+from realm.core.metrics import Metrics
+from realm.core.profile import Profile, ProfileError, load_profile, run_folder
+from realm.models import assets
+
+NOTEBOOKS = REPOSITORY / "notebooks"
+# What of the training of UserGPT decides how conversations become tokens, before it and after it.
+USER_TOKENS = ("usergpt_sft.base_model", "usergpt_sft.learn_ending")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook. ``blocks`` of the profile shape it, whole (``dialogue``) or one value of them
+    (``usergpt_sft.learn_ending``); paths are relative to the run folder."""
+
+    number: str
+    notebook: str
+    folder: str
+    blocks: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+    def parts(self, profile: Profile) -> dict[str, Any]:
+        """Name -> block, or value of one, of all that shapes the stage."""
+        return {name: attrgetter(name)(profile) for name in self.blocks}
+
+    def values(self, profile: Profile) -> dict[str, Any]:
+        """The same as plain values, for hashes and manifests."""
+        parts = self.parts(profile).items()
+        return {name: part.model_dump() if isinstance(part, BaseModel) else part for name, part in parts}
+
+
+STAGES = (
+    Stage(
+        "01",
+        "01_data_inspection",
+        "01_data",
+        ("dialogue", "data_inspection", *USER_TOKENS),
+        (),
+        ("train.jsonl", "valid.jsonl", "test.jsonl"),
+    ),
+    Stage(
+        "02",
+        "02_usergpt_sft",
+        "02_usergpt_sft",
+        ("dialogue", "usergpt_sft"),
+        ("01_data/train.jsonl", "01_data/valid.jsonl", "01_data/test.jsonl"),
+        ("merged", "base_model.txt"),
+    ),
+    Stage(
+        "03",
+        "03_simulation",
+        "03_simulation",
+        ("dialogue", "simulation", *USER_TOKENS),
+        ("01_data/test.jsonl", "02_usergpt_sft/merged"),
+        ("realchat.jsonl",),
+    ),
+    Stage(
+        "04",
+        "04_realm_sft",
+        "04_realm_sft",
+        ("dialogue", "realm_sft"),
+        ("01_data/valid.jsonl", "01_data/test.jsonl", "03_simulation/realchat.jsonl"),
+        ("merged", "base_model.txt"),
+    ),
+    Stage("05", "05_mt_bench", "05_mt_bench", ("mt_bench",), ("04_realm_sft/merged",), ("answers",)),
+    Stage(
+        "06",
+        "06_simulator_realism",
+        "06_simulator_realism",
+        ("simulator_realism",),
+        ("01_data/test.jsonl", "02_usergpt_sft/merged"),
+        ("turns.json",),
+    ),
+)
+
+
+def stage_by_number(number: str) -> Stage:
+    for stage in STAGES:
+        if stage.number == number.zfill(2):
+            return stage
+    raise ProfileError(f"{number}: no such stage; allowed: {', '.join(s.number for s in STAGES)}")
+
+
+@dataclass
+class Run:
+    """What every notebook opens with: the profile, the seed, the run folder and its own folder in it."""
+
+    profile: Profile
+    seed: int
+    folder: Path
+    stage: Stage
+    metrics: Metrics
+
+    @property
+    def out(self) -> Path:
+        return self.folder / self.stage.folder
+
+    def path(self, relative: str) -> Path:
+        """An artefact of an earlier stage. Raises ArtefactError naming the stage to run if it is missing."""
+        path = self.folder / relative
+        if not path.exists():
+            writer = next(s for s in STAGES if s.folder == Path(relative).parts[0])
+            raise ArtefactError(f"{path}: missing; run notebooks/{writer.notebook}.ipynb first")
+        return path
+
+    def finish(self, asset_names: list[str]) -> Path:
+        """Write the manifest and, last, the metrics; returns the metrics' path."""
+        values = self.stage.values(self.profile)
+        write_json(self.out / "manifest.json", manifest(self.seed, values, assets.hashes(asset_names)))
+        return self.metrics.save(self.out)
+
+
+def open_run(number: str, profile: str, run_dir: str | None = None, seed: int | None = None) -> Run:
+    """Open a stage: ``run_dir`` defaults to ``runs/<profile>`` in the repository, ``seed`` to the profile's."""
+    values = load_profile(profile)
+    folder = Path(run_dir) if run_dir else run_folder(profile)
+    stage = stage_by_number(number)
+    try:
+        (folder / stage.folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtefactError(
+            f"{folder / stage.folder}: cannot write here ({error.strerror}); check permissions"
+        ) from error
+    return Run(values, values.seed if seed is None else seed, folder.resolve(), stage, Metrics())

@@ -1,0 +1,165 @@
+"""The one page a reader opens after a run, and the README's results block: both rendered from metrics files."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from realm.core.files import REPOSITORY, ArtefactError, atomic_path, read_json
+from realm.core.metrics import PUBLISHED, Metric, Metrics, interval, number
+
+REFERENCE_METRICS = REPOSITORY / "figures" / "reference_metrics.json"
+REFERENCE_PROFILE = "cpu"  # its run fills figures/ itself; a run of another profile has a folder there
+CONTROLS_PROFILE = "cpu-long"
+README_BEGIN, README_END = "<!-- results: begin -->", "<!-- results: end -->"
+# What the README quotes, in order: metric -> words.
+HEADLINES = {
+    "conversations_read": "complete conversations salvaged from the truncated ShareGPT file",
+    "conversations_train": "training segments after cleaning and splitting",
+    "user_turn_perplexity_before": "perplexity of held-out human turns, base model",
+    "user_turn_perplexity_after": "perplexity of held-out human turns, UserGPT",
+    "user_turn_perplexity_difference": "paired difference, after minus before",
+    "realchat_conversations": "RealChat conversations simulated",
+    "realchat_rounds_mean": "mean rounds a conversation",
+    "assistant_turn_perplexity_before": "perplexity of held-out real answers, base model",
+    "assistant_turn_perplexity_after": "perplexity of held-out real answers, ReaLM",
+    "two_sample_auc_usergpt": "AUC of telling UserGPT's openings from human ones (0.5: cannot)",
+    "two_sample_auc_roleplay": "AUC of telling the role-playing base model's openings from human ones",
+    "two_sample_auc_human_floor": "AUC of telling humans from humans (the floor)",
+    "mt_bench_published_overall": "MT-Bench of ReaLM-7B, GPT-4 judge",
+    "mt_bench_published_turn_1": "MT-Bench of ReaLM-7B, first turns",
+    "mt_bench_published_turn_2": "MT-Bench of ReaLM-7B, second turns",
+    "alpaca_eval_published_win_rate": "AlpacaEval 1 win rate of ReaLM-7B, %",
+}
+# The same of the longer run, where every control of notebook 02 is trained.
+CONTROL_HEADLINES = {
+    "usergpt_train_tokens": "tokens of training, of UserGPT and of each control",
+    "user_turn_perplexity_before": "perplexity of held-out human turns, (a) base model",
+    "user_turn_perplexity_roleplay": "(b) base model told to play a user",
+    "user_turn_perplexity_assistant_side": "(c) trained on assistant turns",
+    "user_turn_perplexity_both_sides": "(d) trained on all turns",
+    "user_turn_perplexity_after": "(e) UserGPT",
+    "user_turn_perplexity_difference": "paired difference, (e) minus (a)",
+    "user_turn_perplexity_difference_roleplay": "(e) minus (b)",
+    "user_turn_perplexity_difference_assistant_side": "(e) minus (c)",
+    "user_turn_perplexity_difference_both_sides": "(e) minus (d)",
+    "termination_f1": "F1 of telling that the session is over, UserGPT",
+    "termination_f1_always": "F1 of the best guesser of constant rate",
+    "termination_f1_gain": "paired difference, UserGPT minus guesser",
+    "termination_auc": "area under the curve of the same, without a threshold (0.5: by chance)",
+}
+PAGE = jinja2.Environment(autoescape=True).from_string(
+    (Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8")
+)
+
+
+def write_report(run_folder: Path, profile: str, stages: list[dict[str, Any]]) -> Path:
+    """Write ``report.html`` from metrics, manifests and figures; ``stages``: number, notebook, folder, seconds."""
+    shown = [_stage_view(run_folder, s) for s in stages if (run_folder / s["folder"] / "metrics.json").exists()]
+    with atomic_path(run_folder / "report.html") as temporary:
+        temporary.write_text(PAGE.render(profile=profile, stages=shown), encoding="utf-8")
+    return run_folder / "report.html"
+
+
+def _stage_view(run_folder: Path, stage: dict[str, Any]) -> dict[str, Any]:
+    manifest = read_json(run_folder / stage["folder"] / "manifest.json")
+    figures = sorted((run_folder / "figures").glob(f"{stage['number']}_*.png"))
+    return {
+        **stage,
+        "commit": manifest["commit"][:12],
+        "seed": manifest["seed"],
+        "device": manifest["device"],
+        "metrics": [_metric_view(m) for m in Metrics.load(run_folder / stage["folder"])],
+        "figures": [{"name": f.stem, "data": base64.b64encode(f.read_bytes()).decode()} for f in figures],
+    }
+
+
+def _metric_view(metric: Metric) -> dict[str, str]:
+    return {
+        "name": metric.name,
+        "value": number(metric.value),
+        "interval": interval(metric),
+        "n": "" if metric.n is None else f"{metric.n:,}",
+        "unit": metric.unit,
+        "source": metric.source,
+        "css": "published" if metric.source == PUBLISHED else "",
+    }
+
+
+def reference_metrics_path(profile: str) -> Path:
+    """Where the published run of a profile has its metrics, and beside them its figures."""
+    folder = REFERENCE_METRICS.parent
+    return (folder if profile == REFERENCE_PROFILE else folder / profile) / REFERENCE_METRICS.name
+
+
+def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
+    """Make a run a reference: figures of its finished stages, their metrics with manifests, the README's block."""
+    joined = {
+        s["folder"]: {
+            "metrics": read_json(run_folder / s["folder"] / "metrics.json"),
+            "manifest": read_json(run_folder / s["folder"] / "manifest.json"),
+            "seconds": s["seconds"],
+            "profile": run_folder.name,
+        }
+        for s in stages
+    }
+    target = reference_metrics_path(run_folder.name)
+    numbers = tuple(s["number"] for s in stages)
+    for source in sorted(p for p in (run_folder / "figures").iterdir() if p.name.startswith(numbers)):
+        with atomic_path(target.parent / source.name) as temporary:
+            temporary.write_bytes(source.read_bytes())
+    with atomic_path(target) as temporary:
+        temporary.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
+    write_readme_block(REPOSITORY / "README.md")
+
+
+def reference_metrics(profile: str = REFERENCE_PROFILE) -> dict[str, Metric]:
+    """All metrics of the committed run of a profile by name. Raises ArtefactError if there is none."""
+    joined = read_json(reference_metrics_path(profile))
+    return {r["name"]: Metric(**r) for stage in joined.values() for r in stage["metrics"]}
+
+
+def readme_block() -> str:
+    """The README's results tables, as Markdown, from the metrics of committed runs and nothing else."""
+    lines = _results(REFERENCE_PROFILE, HEADLINES)
+    if reference_metrics_path(CONTROLS_PROFILE).exists():
+        lines += ["", *_results(CONTROLS_PROFILE, CONTROL_HEADLINES)]
+    return "\n".join([*lines, "", "Brackets: 95 % bootstrap intervals."])
+
+
+def _results(profile: str, headlines: dict[str, str]) -> list[str]:
+    metrics, stages = reference_metrics(profile), list(read_json(reference_metrics_path(profile)).values())
+    lines = [f"| what | published | this repository, profile `{stages[0]['profile']}` | n |", "|---|---|---|---|"]
+    for name, words in headlines.items():
+        if name not in metrics:
+            continue
+        metric = metrics[name]
+        text = number(metric.value) + (f" [{interval(metric)}]" if metric.ci_low is not None else "")
+        cells = (text, "") if metric.source == PUBLISHED else ("", text)
+        lines.append(f"| {words} | {cells[0]} | {cells[1]} | {'' if metric.n is None else f'{metric.n:,}'} |")
+    minutes = sum(stage["seconds"] for stage in stages) / 60
+    device = stages[0]["manifest"]["device"]
+    return [*lines, "", f"Notebooks run: {len(stages)}, in {minutes:.0f} minutes on {device}."]
+
+
+def write_readme_block(readme: Path) -> None:
+    """Replace what stands between the two markers. Raises ArtefactError if the markers are not there."""
+    text = readme.read_text(encoding="utf-8")
+    if README_BEGIN not in text or README_END not in text:
+        raise ArtefactError(f"{readme}: the markers {README_BEGIN} and {README_END} are missing")
+    head, rest = text.split(README_BEGIN)
+    tail = rest.split(README_END)[1]
+    with atomic_path(readme) as temporary:
+        temporary.write_text(f"{head}{README_BEGIN}\n{readme_block()}\n{README_END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description="Render the README's results block from figures/reference_metrics.json."
+    ).parse_args()
+    write_readme_block(REPOSITORY / "README.md")

@@ -1,0 +1,216 @@
+"""Reaching an endpoint: a service at its address, or a local server that is started, waited for and always ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+from joblib import cpu_count
+
+from realm.core.profile import Endpoint
+from realm.core.secrets import register_secret
+from realm.models import assets
+from realm.models.gguf import export_gguf
+from realm.serving import llama_cpp
+from realm.serving.client import Address, Client, EndpointError
+
+START_SECONDS = 300
+ENGINES_WITH_KEYS = ("llama.cpp", "vllm")
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, share: int = 1
+) -> AsyncIterator[Client]:
+    """A checked client: for engine ``api`` of the service, otherwise of a local server started for it.
+
+    ``role`` names the endpoint in errors and logs. ``share``: how many local endpoints divide the cores.
+    Raises EndpointError with one line if it cannot be reached.
+    """
+    with contextlib.ExitStack() as stack:
+        place = reach(endpoint, role, run_folder, log_folder, share=share)
+        address = await asyncio.to_thread(stack.enter_context, place)
+        client = Client(address, endpoint, role)
+        try:
+            await client.check()
+            yield client
+        finally:
+            await client.close()
+
+
+@contextlib.contextmanager
+def reach(endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, share: int = 1) -> Iterator[Address]:
+    """The address of an endpoint, with a local server behind it where one is needed.
+
+    An interrupt ends the wait for that server at once. Raises as ``connect`` does, and ConversionError.
+    """
+    if endpoint.engine == "api":
+        yield Address(endpoint.base_url, endpoint.model, _key_from(endpoint.api_key_env))
+        return
+    folder, vocabulary = resolve_model(endpoint.model, run_folder)
+    with local_server(endpoint, folder, vocabulary, log_folder / f"{role}.log", share=share) as address:
+        yield address
+
+
+def _key_from(variable: str | None) -> str:
+    if not variable:
+        return ""
+    if not os.environ.get(variable):
+        raise EndpointError("refused", f"environment variable {variable} is not set; the key is expected there")
+    register_secret(os.environ[variable])
+    return os.environ[variable]
+
+
+def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
+    """(model folder, GGUF with its vocabulary or None) of an asset, a folder, or ``stage:02_usergpt_sft``.
+
+    Raises EndpointError if the stage has not run.
+    """
+    if not name.startswith("stage:"):
+        return assets.model(name), assets.gguf_of(name)
+    stage = Path(run_folder) / name.removeprefix("stage:")
+    merged = stage / "merged"
+    note = stage / "base_model.txt"
+    for path in (merged, note):
+        if not path.exists():
+            raise EndpointError("failed", f"{path}: missing; run the stage that trains this model first")
+    return merged, assets.gguf_of(note.read_text(encoding="utf-8").strip())
+
+
+@contextlib.contextmanager
+def local_server(
+    endpoint: Endpoint, folder: Path, vocabulary: Path | None, log: Path, *, share: int = 1
+) -> Iterator[Address]:
+    """Serve a model folder on free loopback ports, by one process; yields when it is healthy, and always ends it.
+
+    It ends with this process, however this one ends. Raises EndpointError with the log's last line and its place
+    if the server does not come up.
+    """
+    key = secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
+    # The other engines batch in one server, which has all cores of the endpoint, as for one request.
+    at_once = endpoint.concurrency if endpoint.engine == "llama.cpp" else 1
+    division = llama_cpp.division(at_once, cpu_count(), share)
+    ports = _free_ports(division.servers)
+    command, name = _command(endpoint, folder, vocabulary, ports, division)
+    environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if endpoint.engine == "transformers":
+        # Its list of models fails where no Hub cache was ever made; the model itself is a local folder.
+        hub = assets.cache_folder() / "hub"
+        hub.mkdir(parents=True, exist_ok=True)
+        environment |= {"HF_HUB_CACHE": str(hub), "OMP_NUM_THREADS": str(division.threads)}
+    with log.open("wb") as output:
+        guard = subprocess.Popen(
+            [sys.executable, "-m", "realm.serving.child", *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    first, *more = (f"http://127.0.0.1:{port}/v1" for port in ports)
+    address = Address(first, name, key, tuple(more))
+    try:
+        _wait_healthy(guard, address, log)
+        yield address
+    finally:
+        guard.stdin.close()
+        try:
+            guard.wait(15)
+        except subprocess.TimeoutExpired:
+            guard.kill()
+
+
+def _command(
+    endpoint: Endpoint, folder: Path, vocabulary: Path | None, ports: Sequence[int], division: llama_cpp.Division
+) -> tuple[list[str], str]:
+    """The engine's command line and the name under which it serves the model."""
+    if endpoint.engine == "llama.cpp":
+        # Beside a model of ours; beside the cached asset otherwise: written once either way.
+        gguf = export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
+        options = {
+            "--model": gguf,
+            "--name": folder.name,
+            "--slots": division.slots,
+            "--context-length": endpoint.context_length,
+            "--threads": division.threads,
+        }
+        words = [str(word) for pair in options.items() for word in pair]
+        return [sys.executable, "-m", "realm.serving.llama_cpp", *words, "--ports", *map(str, ports)], folder.name
+    if endpoint.engine == "transformers":
+        program = _program("transformers")
+        return [
+            program,
+            "serve",
+            str(folder),
+            "--continuous-batching",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(ports[0]),
+        ], str(folder)
+    return [
+        _program("vllm"),
+        "serve",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(ports[0]),
+        "--served-model-name",
+        folder.name,
+        "--max-model-len",
+        str(endpoint.context_length),
+    ], folder.name
+
+
+def _program(name: str) -> str:
+    """The script beside this interpreter, or on the path."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise EndpointError(
+            "failed", f"engine {name}: the program {name!r} is not installed; pip install 'realm-repro[gpu]'"
+        )
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:  # all held at once, or one could come twice
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
+    header = {"Authorization": f"Bearer {address.key}"}
+    waiting = [urllib.request.Request(f"{url}/models", headers=header) for url in (address.base_url, *address.more)]
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if guard.poll() is not None:
+            raise EndpointError(
+                "unreachable", f"{address.model}: the server ended at start: {_last_line(log)}; see {log}"
+            )
+        try:
+            while waiting:
+                with urllib.request.urlopen(waiting[0], timeout=5):
+                    waiting.pop(0)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise EndpointError("unreachable", f"{address.model}: no sign of health in {START_SECONDS} s; see {log}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else "no output"

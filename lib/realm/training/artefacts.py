@@ -1,0 +1,67 @@
+"""What training leaves behind: adapter and merged model, ready to be served."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from realm.core.cards import public_name
+from realm.core.files import atomic_folder, read_json, write_json
+from realm.core.profile import SFT
+from realm.models import assets
+
+TRAINED = "trained"  # where launched processes leave their weights: an adapter, or the whole model
+
+
+def save_servable(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, config: SFT, folder: str | Path, template: str
+) -> dict[str, Path]:
+    """Write ``adapter/`` (PEFT) and ``merged/`` (the unquantized base with the adapter added, bfloat16).
+
+    The tokenizer in both carries ``template``, the chat template that servers render. A full fine-tune has
+    no adapter. Returns the folders written.
+    """
+    folder = Path(folder)
+    written: dict[str, Path] = {}
+    merged = model
+    if isinstance(model, PeftModel):
+        written["adapter"] = folder / "adapter"
+        with atomic_folder(written["adapter"]) as workspace:
+            _save(model, tokenizer, template, workspace)
+            _name_base(workspace, config.base_model)
+        base = AutoModelForCausalLM.from_pretrained(
+            assets.model(config.base_model), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        merged = PeftModel.from_pretrained(base, written["adapter"]).merge_and_unload()
+    merged = merged.to(torch.bfloat16)
+    written["merged"] = folder / "merged"
+    with atomic_folder(written["merged"]) as workspace:
+        _save(merged, tokenizer, template, workspace)
+    # Servers need to know whose vocabulary this is.
+    (folder / "base_model.txt").write_text(config.base_model + "\n", encoding="utf-8")
+    for done_with in ("checkpoints", TRAINED):
+        shutil.rmtree(folder / done_with, ignore_errors=True)
+    return written
+
+
+def _save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, template: str, folder: Path) -> None:
+    model.save_pretrained(folder, safe_serialization=True)
+    before, tokenizer.chat_template = tokenizer.chat_template, template
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = before
+
+
+def _name_base(folder: Path, base_model: str) -> None:
+    """peft notes from where the base was loaded: a path of this machine, where its name would serve anywhere.
+
+    The README.md that peft adds holds the path too, and nothing that ``models.model_card`` does not say better.
+    """
+    path = folder / "adapter_config.json"
+    write_json(path, {**read_json(path), "base_model_name_or_path": public_name(base_model)})
+    (folder / "README.md").unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""Fine-tuning of either side of the dialogue, resumable to the last bit.
+
+Rows of like length share a batch, and are not packed into one: what packing saves is padding, and length groups leave
+little of it, while conversations in one row need a mask between them, for which attention falls back to slower kernels.
+benchmarks/training.py runs both on the CPU (``ratio_to_ours_packed``): among about as many rows as profile ``cpu`` has,
+groups are faster; among 16 of at most 512 tokens, which match badly, packing is. On a GPU this is reasoning, untested;
+kernels for packed rows (flash attention with sequence bounds) would be one more library to build there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import get_last_checkpoint
+
+from realm.core.files import ArtefactError, atomic_path, read_json, write_json
+from realm.core.profile import SFT
+from realm.dialogue.encoder import Encoded
+from realm.training.base import TrainingError, compute_dtype
+from realm.training.likelihood import likelihood
+from realm.training.loss import supervised_nll
+from realm.training.rows import Rows, collate, progress_bar, rows_sha256
+
+
+class _LengthGrouped(torch.utils.data.Sampler):
+    """Rows of like length share a batch, batches come in random order: else a step would see long turns or short
+    ones only. The order depends on seed and epoch alone, so a resumed run sees the same."""
+
+    def __init__(self, lengths: list[int], batch: int, seed: int):
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows = get_length_grouped_indices(self.lengths, self.batch, generator=generator)
+        batches = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+        whole = len(rows) // self.batch  # a short batch stays the last one, or those after it would be cut anew
+        order = torch.randperm(whole, generator=generator).tolist() + list(range(whole, len(batches)))
+        return iter([row for i in order for row in batches[i]])
+
+
+class SupervisedTrainer(Trainer):
+    """transformers' Trainer with the loss above; batching, precision, devices, checkpoints stay its own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, **values: Any):
+        pad_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        super().__init__(data_collator=lambda features: collate(features, pad_id), **values)
+        self.padding = tokenizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(r.input_ids) for r in self.train_dataset.rows]
+        return _LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        ids = inputs.pop("ids")
+        nll, _ = supervised_nll(model, inputs)
+        # Gradients are averaged over processes, and the tokens counted are those of all of them.
+        loss = self.accelerator.num_processes * nll.sum() / num_items_in_batch
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step} on {', '.join(ids)}; "
+                "lower learning_rate or look at these conversations"
+            )
+        return (loss, None) if return_outputs else loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Nats per supervised token of the few validation rows, all of them on every process.
+
+        FSDP needs the same calls everywhere; and all must agree on which step was the best, to the last bit.
+        """
+        found = likelihood(self.model, self.eval_dataset.rows, self.padding, "validation")
+        [loss] = broadcast_object_list([float(found.nll.sum() / found.tokens.sum())])
+        if not math.isfinite(loss):
+            raise TrainingError(f"the validation loss is {loss} at step {self.state.global_step}; lower learning_rate")
+        metrics = {"eval_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _KeepEvaluated(TrainerCallback):
+    """What was evaluated is stored, at the last step too: the best is loaded from there."""
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_save = True
+
+
+class _Progress(TrainerCallback):
+    """A text bar, which shows alike in a terminal, a live notebook and an executed one; and a JSON-lines log."""
+
+    def __init__(self, path: Path):
+        self.path, self.bar = path, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        if state.is_world_process_zero:
+            # Steps after the checkpoint are done again: the log goes back to it too.
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(_log_line(r) for r in state.log_history), encoding="utf-8")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(_log_line({"step": state.global_step, **(logs or {})}))
+            if "loss" in (logs or {}):
+                self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+                self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def _log_line(record: dict[str, Any]) -> str:
+    return json.dumps({"step": record["step"], **record}) + "\n"
+
+
+def train(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    config: SFT,
+    folder: str | Path,
+    seed: int,
+    valid: Sequence[Encoded] = (),
+) -> list[dict[str, float]]:
+    """Fine-tune ``model`` in place; checkpoints go to ``folder/checkpoints`` and an interrupted run goes on there.
+
+    With ``config.eval_steps``, ``valid`` is evaluated every so many steps and at the end (``eval_loss`` in
+    ``train_log.jsonl``, nats per supervised token), and ``model`` ends as it was where that was lowest.
+    Returns one record a step: ``step``, ``loss`` (nats per supervised token), ``learning_rate``, ``grad_norm``.
+    Raises TrainingError at the first non-finite loss, naming the conversations of its batch.
+    """
+    trainer = run_trainer(model, tokenizer, rows, config, Path(folder), seed, valid)
+    return [r for r in trainer.state.log_history if "loss" in r]
+
+
+def run_trainer(model, tokenizer, rows, config: SFT, folder: Path, seed: int, valid) -> SupervisedTrainer:
+    """The trainer when it is done; under FSDP it holds the only whole view of the weights."""
+    checkpoints = folder / "checkpoints"
+    if config.eval_steps is not None and not valid:
+        raise TrainingError("eval_steps is set, but there are no validation rows; give some, or set it to null")
+    arguments = _arguments(config, checkpoints, seed)
+    if arguments.n_gpu > 1:
+        raise TrainingError("more than one GPU in one process; use `accelerate launch`, which starts one for each")
+    identity = {
+        "config": config.model_dump(),
+        "seed": seed,
+        "rows": rows_sha256(rows),
+        "valid": rows_sha256(valid),
+        "processes": arguments.world_size,  # they share out the rows: another number sees them in another order
+    }
+    with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
+            _drop_foreign_checkpoints(checkpoints, identity)
+            _drop_broken_checkpoints(checkpoints)
+    trainer = SupervisedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Rows(rows),
+        eval_dataset=Rows([r.without_tail() for r in valid]),
+        tokenizer=tokenizer,
+        callbacks=[_Progress(folder / "train_log.jsonl"), _KeepEvaluated()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    model.eval()
+    return trainer
+
+
+def _arguments(config: SFT, checkpoints: Path, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_ratio,
+        lr_scheduler_type=config.schedule,
+        bf16=compute_dtype(config.compute_dtype) == torch.bfloat16 and config.method == "full",
+        activation_checkpointing=config.gradient_checkpointing,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is no number stops the run; it is not averaged away
+        save_strategy="steps",
+        save_steps=config.checkpoint_steps,
+        save_total_limit=1,  # the last one, and the best if that is another
+        eval_strategy="no" if config.eval_steps is None else "steps",
+        eval_steps=config.eval_steps,
+        load_best_model_at_end=config.eval_steps is not None,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # an adapter's weights all take part in every pass
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+def _drop_broken_checkpoints(checkpoints: Path) -> None:
+    """Keep what was written to its end: the Trainer writes its state last, and half a JSON file does not parse."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            read_json(folder / "trainer_state.json")
+        except ArtefactError:
+            shutil.rmtree(folder)
+
+
+def _drop_foreign_checkpoints(checkpoints: Path, identity: dict[str, Any]) -> None:
+    """Checkpoints of another configuration must not be resumed from."""
+    marker = checkpoints / "identity.json"
+    if checkpoints.exists() and (not marker.exists() or read_json(marker) != json.loads(json.dumps(identity))):
+        shutil.rmtree(checkpoints)
+    if not marker.exists():
+        write_json(marker, identity)

@@ -1,0 +1,176 @@
+import asyncio
+
+import numpy as np
+import pytest
+from stub_server import StubServer
+
+from realm.conversations.conversation import Conversation, Message
+from realm.evaluation import realism
+from realm.serving.client import Address, Client
+from realm.simulation.simulators import ROLEPLAY, USERGPT
+
+# With two or three texts some resamples hold one text alone, and no pair of different ones.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value encountered"),
+    pytest.mark.filterwarnings("ignore:The BCa confidence interval"),
+]
+
+
+@pytest.fixture
+def no_interval(monkeypatch):
+    """The interval of an AUC is most of its work; tests of the value alone do without."""
+    monkeypatch.setattr(realism, "auc_interval", lambda scores, truth, draws: (0.0, 1.0))
+
+
+def holds(measure):
+    return measure.ci_low <= measure.value <= measure.ci_high
+
+
+# ---------------------------------------------------------------- diversity
+
+
+def test_two_identical_texts_have_no_diversity():
+    measure = realism.first_turn_diversity(["the same words"] * 2, seed=1)
+    assert (measure.value, measure.n) == (0.0, 2)
+
+
+def test_texts_without_a_shared_word_have_all_of_it():
+    texts = ["red apples", "blue birds", "old stones", "cold rain"]
+    measure = realism.first_turn_diversity(texts, seed=1)
+    assert measure.value == 100.0
+
+
+def test_diversity_is_one_minus_the_mean_jaccard_of_pairs():
+    # a-b share one of three words, a-c and b-c none: (2/3 + 1 + 1) / 3.
+    measure = realism.first_turn_diversity(["Red apples", "red birds", "rain"], seed=1)
+    assert measure.value == pytest.approx(100 * (2 / 3 + 1 + 1) / 3)
+
+
+def test_the_interval_of_a_diversity_holds_its_value():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefghij"), 4)) for _ in range(40)]
+    measure = realism.first_turn_diversity(texts, seed=1)
+    assert holds(measure)
+    assert 0 < measure.ci_high - measure.ci_low < 20
+    assert realism.first_turn_diversity(texts, seed=1) == measure
+
+
+def test_empty_texts_are_alike():
+    assert realism.first_turn_diversity(["", "?!", "..."], seed=1).value == 0.0
+
+
+def test_topic_diversity_excludes_each_text_with_itself():
+    same = np.tile([1.0, 0.0], (4, 1))
+    assert realism.topic_diversity(same, seed=1).value == pytest.approx(0.0)
+    assert realism.topic_diversity(np.eye(6), seed=1).value == pytest.approx(1.0)
+    opposite = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    assert realism.topic_diversity(opposite, seed=1).value == pytest.approx(2.0)
+
+
+def test_the_interval_of_a_topic_diversity_holds_its_value():
+    vectors = np.random.default_rng(0).normal(size=(40, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert holds(realism.topic_diversity(vectors, seed=1))
+
+
+# ---------------------------------------------------------------- length
+
+
+def test_words_and_their_mean():
+    assert realism.words("How do I boil an egg?") == 6
+    measure = realism.mean_words(["one", "one two three"] * 20, seed=1)
+    assert measure.value == 2.0
+    assert measure.ci_low < 2.0 < measure.ci_high
+
+
+def test_length_distance_is_in_words():
+    short, long = ["a b"] * 30, ["a b c d e"] * 30
+    measure = realism.length_distance(short, long, seed=1)
+    assert (measure.value, measure.n) == (3.0, 30)
+    assert holds(measure)
+
+
+def test_the_interval_of_a_small_length_distance_holds_its_value():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 60)
+    texts = [" ".join(["word"] * n) for n in lengths]
+    assert holds(realism.length_distance(texts, texts, seed=1))
+
+
+# ---------------------------------------------------------------- telling two sets apart
+
+
+def normal(n, shift, seed, width=12):
+    return np.random.default_rng(seed).normal(size=(n, width)) + shift
+
+
+def test_one_distribution_cannot_be_told_from_itself(no_interval):
+    found = [
+        realism.two_sample_auc(normal(80, 0, 2 * s), normal(80, 0, 2 * s + 1), 3, 0, seed=1).auc.value for s in range(4)
+    ]
+    assert np.mean(found) == pytest.approx(0.5, abs=0.08)
+
+
+def test_separated_distributions_are_told_apart(no_interval):
+    test = realism.two_sample_auc(normal(60, 0, 1), normal(60, 3, 2), 2, 0, seed=1)
+    assert test.auc.value > 0.99
+    assert test.auc.n == 120
+
+
+def test_the_interval_of_an_auc_holds_its_value():
+    test = realism.two_sample_auc(normal(60, 0, 1), normal(60, 0.4, 2), 3, 0, seed=1)
+    assert holds(test.auc)
+    assert 0.5 < test.auc.value < 1
+    assert test.auc.ci_high - test.auc.ci_low < 0.3
+
+
+def test_the_null_comes_from_permuted_labels(no_interval):
+    apart = realism.two_sample_auc(normal(40, 0, 1), normal(40, 3, 2), 1, 20, seed=1)
+    assert apart.null_mean == pytest.approx(0.5, abs=0.1)
+    assert apart.null_mean < apart.null_high < apart.auc.value
+
+
+def test_the_test_repeats_with_its_seed(no_interval):
+    run = lambda seed: realism.two_sample_auc(normal(30, 0, 1), normal(30, 0.3, 2), 2, 2, seed)  # noqa: E731
+    assert run(5) == run(5) != run(6)
+
+
+# ---------------------------------------------------------------- turns to compare
+
+
+def talk(name, first, role="user"):
+    return Conversation(name, (Message(role, first), Message("assistant", "yes")))
+
+
+def test_one_first_turn_a_session():
+    segments = [talk(f"s{i}_{part}", f"turn {i}.{part}") for i in range(6) for part in range(3)]
+    turns = realism.human_first_turns(segments, 6, seed=1)
+    assert sorted(turns) == [f"turn {i}.0" for i in range(6)]
+    assert turns != sorted(turns)
+    assert turns == realism.human_first_turns(segments, 6, seed=1) != realism.human_first_turns(segments, 6, seed=2)
+
+
+def test_later_segments_and_answers_are_no_openings():
+    later = [talk("a_3", "in the middle"), talk("b_0", "an answer", role="assistant"), talk("c_0/1", "cut off")]
+    assert realism.human_first_turns([*later, talk("d_0", "an opening")], 1, seed=1) == ["an opening"]
+
+
+def test_too_few_sessions_is_an_error():
+    with pytest.raises(ValueError, match="5 first turns asked for, the test split has 2 sessions"):
+        realism.human_first_turns([talk("a_0", "one"), talk("a_1", "two"), talk("b_0", "three")], 5, seed=1)
+
+
+@pytest.mark.parametrize("simulator", [USERGPT, ROLEPLAY])
+def test_simulated_openings_differ_in_seed_alone(simulator):
+    async def draw(server):
+        client = Client(Address(server.url, "stub"), server.endpoint(), simulator.name)
+        try:
+            return await realism.simulated_first_turns(client, simulator, 5, seed=1)
+        finally:
+            await client.close()
+
+    with StubServer(reply=lambda body: f" opening {body['seed']} ") as server:
+        turns = asyncio.run(draw(server))
+        assert len(set(turns)) == 5 and all(t == t.strip() for t in turns)
+        expected = [(m.role, m.content) for m in simulator.messages([])]
+        assert all(r.said == expected for r in server.completions)

@@ -1,0 +1,149 @@
+import csv
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from realm.evaluation import mt_bench, published
+from realm.reporting import figures
+
+FUNNEL_OURS = pd.DataFrame({"step": ["read", "markup converted, product names dropped"], "sessions": [1000, 900]})
+INTERVALS = pd.DataFrame(
+    {
+        "label": ["base model", "UserGPT"],
+        "value": [22.3, 19.4],
+        "ci_low": [20.0, 17.5],
+        "ci_high": [25.0, 21.0],
+        "n": [40, 40],
+    }
+)
+REALISM = pd.DataFrame(
+    [
+        {"measure": m, "who": w, "value": v, "ci_low": v - 0.1, "ci_high": v + 0.2, "n": 24}
+        for m in ("AUC", "words")
+        for w, v in (("UserGPT", 0.7), ("role-play", 0.9), ("humans (floor)", 0.5))
+    ]
+)
+CONTROLS = pd.DataFrame(
+    [
+        {"model": m, "turns": k, "perplexity": v, "ci_low": v - 1, "ci_high": v + 2, "n": 40}
+        for k in ("all", "first", "later")
+        for m, v in (("(a) base model", 30.0), ("(b) told to play a user", 50.0), ("(e) UserGPT", 20.0))
+    ]
+)
+TOPICS = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 1.0], "topic": ["1 rain, sky", "1 rain, sky", "2 code"]})
+SECONDS = pd.DataFrame({"step": ["joined", "split"], "seconds": [0.5, 2_000.0]})
+SCORES = pd.DataFrame({"model": ["a", "b", "ReaLM-7B"], "score": [8.0, 5.5, 6.3], "spread": [0.2, 0.1, 0.3]})
+
+
+def by_category():
+    return mt_bench.scores_table(published.mt_bench_scores(), seed=1)
+
+
+DRAWN = {
+    "funnel": lambda: figures.funnel(FUNNEL_OURS, published.funnel()),
+    "bars": lambda: figures.bars(SECONDS, "step", "seconds", "seconds", "Time"),
+    "topics": lambda: figures.topics(TOPICS, "Topics"),
+    "controls": lambda: figures.controls(CONTROLS, "Held-out human turns"),
+    "distributions": lambda: figures.distributions(
+        {"rounds": {"ours": [1, 2, 2, 5]}, "tokens": {"ours": [3, 50], "humans": [1, 7, 900]}}, "Turns"
+    ),
+    "distributions_linear": lambda: figures.distributions({"rounds": {"ours": [1, 2, 2, 5]}}, "Turns", log=False),
+    "loss_curve": lambda: figures.loss_curve(
+        [{"step": i, "loss": 3 / i, "learning_rate": 1e-3, "grad_norm": 1.0} for i in range(1, 8)], "Loss"
+    ),
+    "before_after": lambda: figures.before_after(INTERVALS, "perplexity", "Does it help?"),
+    "published_scores": lambda: figures.published_scores(SCORES, "score", "ReaLM-7B", "score", "Title", "a source"),
+    "published_scores_with_error": lambda: figures.published_scores(
+        SCORES, "score", "ReaLM-7B", "score", "Title", "a source", "spread"
+    ),
+    "mt_bench_by_category": lambda: figures.mt_bench_by_category(by_category(), "Title", "a source"),
+    "realism": lambda: figures.realism(REALISM),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open():
+    yield
+    plt.close("all")
+
+
+def test_every_figure_of_the_room_is_drawn_here():
+    public = {n for n, f in vars(figures).items() if callable(f) and getattr(f, "__module__", "") == figures.__name__}
+    assert {n for n in public if not n.startswith("_")} - {"save"} <= set(DRAWN)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_is_saved_with_its_numbers(name, tmp_path):
+    figure, table = DRAWN[name]()
+    path = figures.save(figure, table, tmp_path, f"00_{name}")
+    assert path == tmp_path / "figures" / f"00_{name}.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in path.parent.iterdir()) == [f"00_{name}.csv", f"00_{name}.png"]
+    pd.testing.assert_frame_equal(
+        pd.read_csv(path.with_suffix(".csv")), table.reset_index(drop=True), check_dtype=False
+    )
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_same_numbers_give_the_same_bytes(name, tmp_path):
+    paths = [figures.save(*DRAWN[name](), tmp_path / run, "00_same") for run in ("one", "two")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert paths[0].with_suffix(".csv").read_bytes() == paths[1].with_suffix(".csv").read_bytes()
+
+
+def test_every_figure_has_a_title_and_labelled_axes():
+    for name, draw in DRAWN.items():
+        figure, _ = draw()
+        texts = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
+        assert any(t.strip() for t in texts), name
+        for axis in figure.axes:
+            assert name == "topics" or axis.get_xlabel() or figure.get_supxlabel(), name  # a plane without units
+
+
+def test_intervals_and_n_are_written_on_the_figure():
+    figure, _ = figures.before_after(INTERVALS, "perplexity", "Title")
+    assert "95 %" in figure.axes[0].get_xlabel() and "n = 40" in figure.axes[0].get_xlabel()
+    figure, _ = figures.realism(REALISM)
+    assert "n = 24" in figure.get_supxlabel()
+
+
+def test_bars_show_the_numbers_of_the_table():
+    figure, table = figures.published_scores(SCORES, "score", "ReaLM-7B", "score", "Title", "a source")
+    assert [bar.get_width() for bar in figure.axes[0].patches] == table.score.tolist() == [8.0, 6.3, 5.5]
+    figure, table = figures.before_after(INTERVALS, "perplexity", "Title")
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [22.3, 19.4]
+
+
+def test_published_figures_name_their_source_and_nothing_of_ours():
+    figure, _ = figures.published_scores(SCORES, "score", "ReaLM-7B", "score", "Title", "a source")
+    assert "published; source: a source" in figure.axes[0].get_xlabel()
+    colors = {matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches}
+    assert figures.OURS not in colors
+    assert len(colors) == 2
+
+
+def test_shares_of_a_distribution_add_up():
+    values = [1, 1, 2, 3, 40, 100]
+    for log in (True, False):
+        _, table = figures.distributions({"tokens": {"ours": values}}, "Turns", log=log)
+        assert table.share.sum() == pytest.approx(1.0)
+
+
+def test_the_funnel_compares_steps_of_the_same_rule():
+    _, table = figures.funnel(FUNNEL_OURS, published.funnel())
+    assert table.sessions_ours.tolist() == [1000, 900]
+    assert table.share_ours.tolist() == [1.0, 0.9]
+    assert table.share_published.iloc[1] == pytest.approx(76_964 / 90_664)
+
+
+def test_the_csv_is_plain(tmp_path):
+    path = figures.save(*figures.before_after(INTERVALS, "perplexity", "Title"), tmp_path, "00_plain")
+    with path.with_suffix(".csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert rows[1] == {"label": "UserGPT", "value": "19.4", "ci_low": "17.5", "ci_high": "21.0", "n": "40"}

@@ -1,0 +1,238 @@
+"""Training by processes of its own: under accelerate's launcher, one and two of them, and killed at any step.
+
+Two processes on a CPU talk through gloo. Their method is lora: what is tested is how work is shared out, and
+bitsandbytes' kernels have no part in that.
+"""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from accelerate.commands import launch
+from accelerate.commands.config import load_config_from_file
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+from peft import load_peft_weights
+from tiny_model import conversations, sft, write_tiny_model
+
+from realm.conversations.writers import write_conversations
+from realm.core.profile import PROFILE_FOLDER, load_profile
+from realm.models.estimate import FULL_GPUS
+from realm.models.workload import optimizer_steps
+from realm.training import launch as launch_room
+from realm.training.artefacts import TRAINED
+from realm.training.base import TrainingError, add_adapter, load_base
+from realm.training.launch import FSDP_CONFIG, Job, launch_or_train, main
+
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # Sums in one order, and here as in the processes that are started.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def job(folder, tmp_path):
+    """Makes a job of 13 rows for the tiny model, with a profile of its own. ``values``: of the training block."""
+
+    def make(name, **values):
+        profile = yaml.safe_load((PROFILE_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
+        values = {"epochs": 2, **values}
+        profile["usergpt_sft"] = sft(folder, **{"learn_ending": False, **values}).model_dump()
+        profile["realm_sft"] = sft(folder, **values).model_dump()
+        profile["dialogue"].update(max_length=400)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+        write_conversations(tmp_path / "train.jsonl", conversations(13))
+        valid = tmp_path / "valid.jsonl"
+        write_conversations(valid, conversations(20)[13:])
+        return Job(str(path), "usergpt_sft", tmp_path / "train.jsonl", valid, tmp_path / name, SEED)
+
+    return make
+
+
+def in_process(job):
+    """Log and adapter of the call that a notebook makes on one device."""
+    encoder = job.encoder()
+    model = add_adapter(load_base(job.config), job.config, job.seed)
+    log = launch_or_train(model, encoder, job.rows(encoder), job)
+    return log, {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def losses(job):
+    return {r["step"]: r["loss"] for r in map(json.loads, lines_of(job)) if "loss" in r}
+
+
+def lines_of(job):
+    return (job.folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def adapter(job):
+    return load_peft_weights(str(job.folder / TRAINED), device="cpu")
+
+
+def same(found, wanted, **tolerance):
+    """Adapters in memory name their set, ``default``; those in files do not."""
+    wanted = {n.replace(".default", ""): p for n, p in wanted.items()}
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, **tolerance)
+
+
+def accelerate(job):
+    """One process under accelerate's launcher. On a CPU it starts no second one; ``--multi_gpu``, which does, is
+    what ``launch_or_train`` asks for."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launcher, *plain, "--module", "realm.training", *job.command()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- one process and two
+
+
+def test_one_launched_process_trains_the_adapter_of_the_call_in_a_notebook(job):
+    here, launched = job("here"), job("launched")
+    log, weights = in_process(here)
+    accelerate(launched)
+    assert losses(launched) == pytest.approx({r["step"]: r["loss"] for r in log}, abs=1e-3)
+    same(adapter(launched), weights, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_train_as_one_with_twice_the_accumulation(job, monkeypatch, capfd):
+    alone, together = (job(f"x{n}", accumulation=n, eval_steps=2) for n in (4, 2))
+    one, _ = in_process(alone)
+    capfd.readouterr()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    two, weights = in_process(together)
+    assert len(one) == len(two) == optimizer_steps(together.config, segments=13, processes=2)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-3)
+    # The last batch of an epoch has no fellow: the second process repeats a row there.
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=0.05)
+    same(adapter(together), weights, rtol=0, atol=0)  # the notebook's model has what the processes learned
+    assert losses(together) == {r["step"]: r["loss"] for r in two}
+    assert {p.name for p in together.folder.iterdir()} == {"checkpoints", "train_log.jsonl", TRAINED}
+    lines = re.split(r"[\r\n]", capfd.readouterr().err)
+    assert len([line for line in lines if "training:   0%" in line]) == 1  # one process speaks
+
+
+def test_rows_that_differ_from_the_notebooks_are_refused(job, capsys):
+    wanted = job("differs")
+    assert main([*wanted.command(), "--rows", "0f" * 32]) == 1
+    assert "gives other rows here than in the notebook" in capsys.readouterr().err
+    assert not (wanted.folder / TRAINED).exists()
+
+
+def test_a_failed_process_gives_its_reason():
+    says = "import sys; sys.exit('error: talk-03 is no conversation\\nTraceback, and so on')"
+    with pytest.raises(TrainingError, match=r"a launched process failed: talk-03 is no conversation$"):
+        launch_room._run([sys.executable, "-c", says])
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"), [("profile", "no such profile"), ("train", "nothing.jsonl"), ("block", "invalid choice")]
+)
+def test_the_command_line_names_what_is_wrong(job, capsys, missing, expected):
+    command = dict(zip(*[iter(job("wrong").command())] * 2, strict=True))
+    words = [w for pair in {**command, f"--{missing}": "nothing.jsonl"}.items() for w in pair]
+    try:
+        code = main(words)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code and expected in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- killed
+
+
+def killed(job, number, step):
+    """Train in a process of its own until the log shows ``step``; then send it signal ``number``."""
+    log = job.folder / "train_log.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-m", "realm.training", *job.command()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not (log.exists() and f'{{"step": {step}, "loss"' in log.read_text()):
+            time.sleep(0.001)
+        process.send_signal(number)
+    assert process.returncode == -number
+    assert not (job.folder / TRAINED).exists()
+
+
+def test_a_run_killed_at_random_steps_ends_with_the_same_adapter(job):
+    values = {"epochs": 15, "checkpoint_steps": 3, "eval_steps": 3}  # 60 steps
+    whole, cut = job("whole", **values), job("cut", **values)
+    log, weights = in_process(whole)
+    draw = random.Random(SEED)
+    killed(cut, signal.SIGKILL, draw.randint(2, 25))
+    killed(cut, signal.SIGTERM, draw.randint(30, 50))
+    assert main(cut.command()) == 0
+    assert losses(cut) == pytest.approx({r["step"]: r["loss"] for r in log}, abs=1e-3)
+    assert len(lines_of(cut)) == len(lines_of(whole))  # nothing twice
+    same(adapter(cut), weights, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- several GPUs, as far as none can tell
+
+
+def as_accelerate_reads(config, processes):
+    """The launcher's options and the environment that accelerate makes of them for each process."""
+    words = launch_room._launcher(config, processes)
+    at = words.index("accelerate.commands.launch") + 1
+    options = launch.launch_command_parser().parse_args([*words[at:], "--profile", "paper"])
+    options, _, _ = launch._validate_launch_command(options)
+    return options, prepare_multi_gpu_env(options)
+
+
+def test_the_papers_full_fine_tune_is_sharded_over_four_processes(monkeypatch):
+    profile = load_profile("paper")
+    options, environment = as_accelerate_reads(profile.usergpt_sft, 4)
+    assert (options.use_fsdp, options.num_processes, options.nproc_per_node) == (True, 4, "4")
+    assert (options.mixed_precision, options.module, options.training_script) == ("bf16", True, "realm.training")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.activation_checkpointing) == (2, True, False)
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    config = profile.usergpt_sft
+    assert config.batch_size * config.accumulation * options.num_processes == 128  # the authors'
+
+
+def test_adapters_are_repeated_on_each_process():
+    options, environment = as_accelerate_reads(load_profile("gpu").usergpt_sft, 2)
+    assert (options.multi_gpu, options.use_fsdp, options.nproc_per_node) == (True, False, "2")
+    assert "FSDP_VERSION" not in environment
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+def test_the_fsdp_file_is_one_that_accelerate_takes():
+    read = load_config_from_file(str(FSDP_CONFIG))
+    assert (read.distributed_type, read.num_processes, read.use_cpu) == (DistributedType.FSDP, FULL_GPUS, False)
+    known = {key.dest for key in launch.launch_command_parser()._actions}
+    assert set(read.fsdp_config) <= known
+
+
+def test_the_cluster_job_asks_for_the_gpus_that_are_used():
+    text = (FSDP_CONFIG.parent / "run.slurm").read_text(encoding="utf-8")
+    assert f"--gres=gpu:{FULL_GPUS}\n" in text and "--ntasks=1\n" in text
+    assert 'exec ./run_all.sh --profile "${PROFILE:-paper}"' in text
