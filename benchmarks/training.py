@@ -1,7 +1,7 @@
 """One fine-tune of the user's side: ours against TRL's SFTTrainer, padded and packing.
 
 All train the same LoRA (same seed, so the same first adapter) in the same precision on the same conversations,
-once, with the same AdamW, learning rate, schedule and number of micro-batches a step. Ours is ``training.train``
+once, with the same AdamW, learning rate, schedule and number of micro-batches a step. Ours is ``trainer.train``
 as notebook 02 calls it. TRL gets the same tokens and labels ready-made, tails included, and keeps its defaults
 but two, which would slow it down here: bfloat16 autocast, which this precision has to match, and gradient
 checkpointing, which the profile has off as well. The base is unquantized: on a 4-bit one TRL turns the adapter

@@ -1,7 +1,7 @@
 """A chat at the terminal: ``python -m realm.chat --model PATH [--as user|assistant]``.
 
 ``--as user``: the model, UserGPT, is the human, opens, and you answer as the assistant. Its roles are swapped
-as everywhere (``realm.simulators.USERGPT``). An answer that ends early, by Ctrl-C or by an error, stays in the
+as everywhere (``simulation.simulators.USERGPT``). An answer that ends early, by Ctrl-C or by an error, stays in the
 history as far as it came; a turn of yours that got no answer at all is taken back.
 """
 

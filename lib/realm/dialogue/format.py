@@ -68,7 +68,7 @@ class ChatFormat:
         if message.role not in ("user", "assistant"):
             raise TemplateError(f"role {message.role}: only the first message of a conversation may have it")
         if any(token in message.content for token in self.reserved):
-            raise TemplateError("content holds a reserved token; see cleaning.no_reserved_tokens")
+            raise TemplateError("content holds a reserved token; see cleaning.presets.no_reserved_tokens")
         return self.frame(message.role), message.content
 
     def render(
@@ -86,7 +86,7 @@ class ChatFormat:
         parts, spans, position = [text], [], len(text)
         for message in messages:
             if any(token in message.content for token in self.reserved):
-                raise TemplateError("content holds a reserved token; see cleaning.no_reserved_tokens")
+                raise TemplateError("content holds a reserved token; see cleaning.presets.no_reserved_tokens")
             header, end = self.headers[message.role], self.ends[message.role]
             start = position + len(header)
             stop = start + len(message.content) + len(end)

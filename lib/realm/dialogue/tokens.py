@@ -1,7 +1,7 @@
 """Text to token ids, one turn at a time, each turn once.
 
 Begin and end tokens of a chat template are special: a tokenizer cuts the text at them, so what stands between
-two of them gives the same tokens alone as in the whole conversation (``template.Encoder`` checks that).
+two of them gives the same tokens alone as in the whole conversation (``encoder.Encoder`` checks that).
 A turn is therefore tokenized once, whether for its length, for one side's mask or for the other's.
 
 Byte-level BPE vocabularies of GPT-2's kind are read by tiktoken, several times faster than the tokenizers

@@ -83,7 +83,7 @@ def held_out_segments(
 
 
 def _place(segment: Conversation) -> int:
-    """Which segment of its session it is, as ``template.cut_apart`` numbers them."""
+    """Which segment of its session it is, as ``segments.cut_apart`` numbers them."""
     number = segment.id.rpartition("/")[2]
     return int(number) if number.isdecimal() else 0
 
