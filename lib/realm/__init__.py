@@ -12,4 +12,6 @@ The wings, lowest floor first; a wing imports only from floors below it, and ins
 ``pins`` stands alone: it runs before anything is installed. Each wing's own docstring lists its rooms.
 """
 
+import realm.core.quiet  # noqa: F401  (before the libraries that it quiets)
+
 __version__ = "0.1.0"

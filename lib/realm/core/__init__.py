@@ -2,6 +2,6 @@
 
 Rooms in reading order: ``profile`` (typed values of a run; ``profile_errors`` says what is wrong with them), ``files``
 (whole or not there), ``secrets``, ``errors`` (one line for the reader), ``metrics``, ``manifest``, ``seeds``,
-``cards``.
+``cards``, ``quiet`` (noise of libraries).
 Imports nothing else of the library.
 """

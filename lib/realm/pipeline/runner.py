@@ -72,6 +72,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], stage: Stag
             request_save_on_cell_execute=True,
             stderr_file=_RedactedErrors(),
             log_output=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its note on TCP stood in every log
         )
     except PapermillExecutionError as error:
         reason = " ".join(redact(str(error.evalue)).split())[:600]

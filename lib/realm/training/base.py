@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,11 @@ from realm.models import assets
 
 # Bars of weights being loaded are noise in a notebook; ours show the long work.
 transformers_logging.disable_progress_bar()
+
+
+NO_GRADIENT = "an autograd kernel was not registered"  # PyTorch's words where a gradient is dropped
+# It warns, and goes on with a wrong gradient. Nothing here may.
+warnings.filterwarnings("error", message=f".*{NO_GRADIENT}")
 
 
 class TrainingError(OneLineError, RuntimeError):
@@ -34,7 +40,12 @@ def compute_dtype(wanted: str) -> torch.dtype:
 
 
 def load_base(config: SFT) -> PreTrainedModel:
-    """The base model as ``config.method`` wants it: NF4 with double quantization for qlora, plain otherwise."""
+    """The base model as ``config.method`` wants it: NF4 with double quantization for qlora, plain otherwise.
+
+    On a CPU the rounded weights of qlora are unpacked once, into plain layers of the compute dtype: packed, each batch
+    unpacks them anew, and a pass in evaluation mode leaves them in a form that has no gradient
+    (``refuse_without_gradient``). On a GPU they stay packed.
+    """
     dtype = compute_dtype(config.compute_dtype)
     quantization = None
     if config.method == "qlora":
@@ -48,7 +59,7 @@ def load_base(config: SFT) -> PreTrainedModel:
         dtype = torch.float32  # weights that are trained keep full precision; autocast computes in bfloat16
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # then no device holds a whole model
     device_map = {"": torch.cuda.current_device()} if torch.cuda.is_available() and not sharded else None
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         assets.model(config.base_model),
         dtype=dtype,
         quantization_config=quantization,
@@ -56,6 +67,34 @@ def load_base(config: SFT) -> PreTrainedModel:
         trust_remote_code=False,
         device_map=device_map,
     )
+    return model if quantization is None or torch.cuda.is_available() else _unpacked(model, dtype)
+
+
+def _unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same rounded weights, in plain linear layers."""
+    loudness = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that precision is lost by this: it was lost by rounding
+    try:
+        plain = model.dequantize(dtype)
+    finally:
+        transformers_logging.set_verbosity(loudness)
+    plain.is_loaded_in_4bit = False  # else peft and accelerate would still take it for packed
+    return plain
+
+
+def refuse_without_gradient(model: torch.nn.Module) -> None:
+    """Raise TrainingError if a layer's four-bit weights are in bitsandbytes' layout for inference on CPUs.
+
+    ``Linear4bit.forward`` repacks them in the first pass in evaluation mode on a CPU with AVX-512 bfloat16, and so they
+    stay: from then on the gradient that should flow back through the frozen weights is dropped, and PyTorch only warns
+    (bitsandbytes 0.50.2).
+    """
+    for name, parameter in model.named_parameters():
+        if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
+            raise TrainingError(
+                f"{name}: its four-bit weights were repacked by a pass in evaluation mode and have no gradient now; "
+                "load the base model again by load_base, which unpacks them"
+            )
 
 
 def add_adapter(model: PreTrainedModel, config: SFT, seed: int) -> PreTrainedModel:

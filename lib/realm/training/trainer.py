@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from realm.core.files import ArtefactError, atomic_path, read_json, write_json
 from realm.core.profile import SFT
 from realm.dialogue.encoder import Encoded
-from realm.training.base import TrainingError, compute_dtype
+from realm.training.base import TrainingError, compute_dtype, refuse_without_gradient
 from realm.training.likelihood import likelihood
 from realm.training.loss import supervised_nll
 from realm.training.rows import Rows, collate, progress_bar, rows_sha256
@@ -65,6 +65,13 @@ class SupervisedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(r.input_ids) for r in self.train_dataset.rows]
         return _LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed)
+
+    def training_step(self, *arguments, **values):
+        refuse_without_gradient(self.model)
+        try:
+            return super().training_step(*arguments, **values)
+        except UserWarning as warning:  # made an error in ``base``
+            raise TrainingError(f"at step {self.state.global_step} a gradient would be dropped: {warning}") from warning
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         ids = inputs.pop("ids")
