@@ -1,22 +1,24 @@
-"""Train, valid and test without leaks: by session, near-duplicate cluster and first turn; stable by hashing."""
+"""Train, seeds, valid and test without leaks: by session, near-duplicate cluster and first turn; stable by hashing."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from realm.conversations.conversation import Conversation
 from realm.core.seeds import unit_hash
 
-SIDES = ("train", "valid", "test")
+SIDES = ("train", "seeds", "valid", "test")
 
 
 @dataclass(frozen=True)
 class Sides:
-    """``leaking``: held-out segments whose first turn also opens a segment of another side, taken out."""
+    """``seeds`` open RealChat's seeded conversations, so that nothing evaluated is trained on in between.
+    ``leaking``: held-out segments whose first turn also opens a segment of another side, taken out."""
 
     train: list[Conversation]
+    seeds: list[Conversation]
     valid: list[Conversation]
     test: list[Conversation]
     leaking: list[Conversation]
@@ -25,11 +27,10 @@ class Sides:
         return [(side, getattr(self, side)) for side in SIDES]
 
 
-def split_sides(
-    conversations: Sequence[Conversation], valid_share: float, test_share: float, seed: int, cluster: str
-) -> Sides:
-    """Whole groups go to one side. A group holds the sessions that share a near-duplicate cluster (named in
-    ``meta[cluster]``) or the first turn of the session, directly or by way of others.
+def split_sides(conversations: Sequence[Conversation], shares: Mapping[str, float], seed: int, cluster: str) -> Sides:
+    """Whole groups go to one side: ``shares`` name those of test, valid and seeds, the rest is train. A group holds the
+    sessions that share a near-duplicate cluster (named in ``meta[cluster]``) or the first turn of the session, directly
+    or by way of others.
 
     A group's side is a hash of its smallest session name and the seed: data that are added move only the
     groups they join. Segments from within a session may still open alike on two sides ("continue"): those
@@ -39,15 +40,22 @@ def split_sides(
     group = session_groups(conversations, cluster)
     for conversation in conversations:
         position = unit_hash(f"{seed}:{group[conversation.session]}")
-        side = "test" if position < test_share else "valid" if position < test_share + valid_share else "train"
-        drawn[side].append(conversation)
+        drawn[_side_at(position, shares)].append(conversation)
     opened = {first_turn(c) for c in drawn["train"]}
     kept, leaking = {"train": drawn["train"]}, []
-    for side in ("test", "valid"):
+    for side in ("test", "valid", "seeds"):
         leaking += [c for c in drawn[side] if first_turn(c) in opened]
         kept[side] = [c for c in drawn[side] if first_turn(c) not in opened]
         opened |= {first_turn(c) for c in kept[side]}
-    return Sides(kept["train"], kept["valid"], kept["test"], leaking)
+    return Sides(**kept, leaking=leaking)
+
+
+def _side_at(position: float, shares: Mapping[str, float]) -> str:
+    for side in ("test", "valid", "seeds"):
+        if position < shares[side]:
+            return side
+        position -= shares[side]
+    return "train"
 
 
 def session_groups(conversations: Sequence[Conversation], cluster: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+TRAINED_ON = "trained_on"  # in a stage's manifest: artefact of the run -> SHA-256
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "openai", "xllamacpp", "numpy")
 
 

@@ -32,11 +32,19 @@ class Block(BaseModel):
 class Dialogue(Block):
     """How a conversation becomes tokens. Training and serving read the same values.
 
-    ``max_length``: tokens of one training segment (paper: 2048).
+    ``max_length``: tokens of one training segment (paper: 2048). ``context_tokens``: a segment from within a session
+    opens with so many of the last tokens of the answer before it, never supervised (0: with none).
     """
 
     template: Literal["chatml", "dyadic"]
     max_length: int = Field(ge=64)
+    context_tokens: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _context_leaves_room(self) -> Dialogue:
+        if 2 * self.context_tokens > self.max_length:
+            raise ValueError(f"context_tokens must be at most half of max_length, {self.max_length}")
+        return self
 
 
 class DataInspection(Block):
@@ -54,7 +62,8 @@ class DataInspection(Block):
     preset: Literal["paper", "fixed"]
     near_duplicate_threshold: float = Field(ge=0.3, le=1)
     replace_private_data: bool
-    valid_share: float = Field(gt=0, lt=0.5)
+    seeds_share: float = Field(gt=0, lt=0.3)
+    valid_share: float = Field(gt=0, lt=0.3)
     test_share: float = Field(gt=0, lt=0.5)
     embedder: str
     topics: int = Field(ge=2, le=40)
@@ -100,13 +109,22 @@ class SFT(Block):
 
 
 class UserSFT(SFT):
-    """What notebook 02 adds. ``learn_ending``: where a session truly ends, the human's next turn is its end token
-    alone. ``controls``: sides on which the same model is trained for comparison. ``samples_shown``: turns to look at.
+    """What notebook 02 adds. ``opening_share``: of the budget of tokens, how much goes to segments that open their
+    session, the rest to those from within one; null takes segments as they come. ``learn_ending``: where a session
+    truly ends, the human's next turn is its end token alone. ``controls``: sides on which the same model is trained for
+    comparison. ``samples_shown``: turns to look at.
     """
 
+    opening_share: float | None = Field(ge=0, le=1)
     learn_ending: bool
     controls: list[Literal["assistant", "both"]]
     samples_shown: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _a_share_of_something(self) -> UserSFT:
+        if self.opening_share is not None and self.max_train_tokens is None:
+            raise ValueError("opening_share is a share of max_train_tokens, which is null")
+        return self
 
 
 class Endpoint(Block):
@@ -195,7 +213,7 @@ class Simulation(Block):
     responder: Endpoint
     free: int = Field(ge=0)
     seeded: int = Field(ge=0)
-    seed_source: str = Field(description="`test` for first rounds of the test split, or a conversation file")
+    seed_source: str = Field(description="`split` for first rounds of the seeds split, or a conversation file")
     max_rounds: int = Field(ge=1)
     guardrails: Guardrails
     budget: Budget

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from realm.conversations.conversation import ENDS_SESSION, Conversation, Message
+from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Conversation, Message
 from realm.core.profile import SFT, Profile, UserSFT
 from realm.dialogue.format import (
     ASSISTANT_SYSTEM_PROMPT,
@@ -50,7 +50,8 @@ class Encoder:
     """Puts conversations together from the tokens of their turns, each tokenized once: linear in their length.
 
     ``supervise``: ``user``, ``assistant`` or ``both``. ``max_length`` in tokens, None for no limit. With
-    ``ending`` a human turn of nothing but its end token follows where a session truly ends. ``turns``
+    ``ending`` a human turn of nothing but its end token follows where a session truly ends. ``context``: tokens of the
+    answer before that a segment from within a session opens with; they are never supervised. ``turns``
     remembers tokens; ``dataclasses.replace(encoder, supervise=...)`` shares it. Raises TemplateError for a
     tokenizer that is slow, or whose tokens of a turn depend on the turns around it.
     """
@@ -61,6 +62,7 @@ class Encoder:
     max_length: int | None
     system: str | None = ""
     ending: bool = False
+    context: int = 0
     turns: Turns | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -104,6 +106,12 @@ class Encoder:
             for conversation, tokens in zip(batch, self._turn_tokens(batch), strict=True):
                 yield self._lengths(conversation.messages, tokens)
 
+    def last_tokens(self, text: str, count: int) -> str:
+        """The end of ``text``, about ``count`` tokens of it, from the beginning of a token on."""
+        near = text[-16 * count :]  # no tokenizer in use here has words of more letters on average
+        offsets = self.tokenizer.backend_tokenizer.encode(near, add_special_tokens=False).offsets
+        return near if len(offsets) <= count else near[offsets[-count][0] :]
+
     def system_length(self, first_role: str = "user") -> int:
         """Tokens of the system prompt before a first turn of that role."""
         return len(self._opening(self.system, [Message(first_role, "")])) - len(self._before(first_role))
@@ -119,6 +127,7 @@ class Encoder:
         spoken = _spoken(messages)
         own = messages[0].content if messages and messages[0].role == "system" else self.system
         parts, supervised = [self._opening(own, spoken)], []
+        context = conversation.meta.get(CONTEXT, 0)
         position = len(parts[0])
         for i, (message, (ids, header)) in enumerate(zip(spoken, tokens, strict=True)):
             after = self._after(message.role, spoken[i + 1].role if i + 1 < len(spoken) else None)
@@ -126,7 +135,7 @@ class Encoder:
             parts += [begin, ids, end, after]
             start = position + 1 + header
             position += len(ids) + 2
-            if self.supervise in (message.role, "both"):
+            if self.supervise in (message.role, "both") and i >= context:
                 supervised.append((start, position))  # the end token learns with its turn
             position += len(after)
         input_ids = np.concatenate(parts)
@@ -182,6 +191,7 @@ def encoder_of(profile: Profile, block: str) -> Encoder:
         profile.dialogue.max_length,
         USER_SYSTEM_PROMPT if trains_user else ASSISTANT_SYSTEM_PROMPT,
         ending=trains_user and config.learn_ending,
+        context=profile.dialogue.context_tokens,
     )
 
 

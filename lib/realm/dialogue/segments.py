@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from realm.conversations.conversation import ENDS_SESSION, Conversation
+from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Conversation, Message
 from realm.dialogue.encoder import Encoder, with_ending
+
+MORE_BY_CUTTING = 4  # tokens that a text may gain when it is cut inside a word
 
 
 def split_long(conversations: Sequence[Conversation], encoder: Encoder) -> list[list[Conversation]]:
@@ -14,11 +17,33 @@ def split_long(conversations: Sequence[Conversation], encoder: Encoder) -> list[
     A segment ends before the round (user turn and answer) that no longer fits. A round longer than the
     limit is split between its turns, and a turn longer than the limit stands alone: the encoder cuts it and
     says so (``Encoded.cut``). No turn is lost, no segment is empty, a trailing user turn is kept. With
-    ``encoder.ending`` the ending that training adds has its place too.
+    ``encoder.ending`` the ending that training adds has its place too; with ``encoder.context`` a segment that begins
+    with a human turn from within a session opens with the end of the answer before it, and says so (``meta[CONTEXT]``).
     """
     room = encoder.max_length - max(map(encoder.system_length, ("user", "assistant")))
+    reserve = _reserve(encoder)
     lengths = encoder.turn_lengths([with_ending(c) for c in conversations] if encoder.ending else conversations)
-    return [_segments(c, _own_turns(c, sizes), room) for c, sizes in zip(conversations, lengths, strict=True)]
+    cut = (_segments(c, _own_turns(c, sizes), room, reserve) for c, sizes in zip(conversations, lengths, strict=True))
+    return [
+        [_in_context(c, s, place, encoder) for place, s in of_one] for c, of_one in zip(conversations, cut, strict=True)
+    ]
+
+
+def _reserve(encoder: Encoder) -> int:
+    """Tokens kept free for the context: what it brings, its frame, and some that cutting a word may add."""
+    if not encoder.context:
+        return 0
+    [[frame]] = encoder.turn_lengths([Conversation("frame", (Message("assistant", ""),))])
+    return encoder.context + frame + MORE_BY_CUTTING
+
+
+def _in_context(whole: Conversation, segment: Conversation, place: int, encoder: Encoder) -> Conversation:
+    """``segment``, whose first turn is the ``place``-th of ``whole``, with the end of the answer before it."""
+    turns = whole.messages[max(0, place - 1) : place + 1]
+    if not encoder.context or [m.role for m in turns] != ["assistant", "user"]:
+        return segment
+    before = Message("assistant", encoder.last_tokens(turns[0].content, encoder.context))
+    return replace(segment, messages=(before, *segment.messages), meta=segment.meta | {CONTEXT: 1})
 
 
 def _own_turns(conversation: Conversation, lengths: list[int]) -> list[int]:
@@ -27,18 +52,21 @@ def _own_turns(conversation: Conversation, lengths: list[int]) -> list[int]:
     return [*lengths[:last], sum(lengths[last:])]
 
 
-def _segments(conversation: Conversation, lengths: list[int], room: int) -> list[Conversation]:
+def _segments(
+    conversation: Conversation, lengths: list[int], room: int, reserve: int
+) -> list[tuple[int, Conversation]]:
+    """(place of its first turn, segment); all but the first leave ``reserve`` tokens of the room free."""
     groups: list[list[int]] = []
     used = 0
-    for unit in _units(conversation, lengths, room):
+    for unit in _units(conversation, lengths, room - reserve):
         size = sum(lengths[i] for i in unit)
         if groups and used + size <= room:
             groups[-1] += unit
             used += size
         else:
+            used = size + (reserve if groups else 0)
             groups.append(list(unit))
-            used = size
-    return cut_apart(conversation, groups)
+    return list(zip((group[0] for group in groups), cut_apart(conversation, groups), strict=True))
 
 
 def cut_apart(conversation: Conversation, groups: Sequence[Sequence[int]]) -> list[Conversation]:

@@ -31,6 +31,8 @@ TURNS_PER_TASK = 64
 WORTH_THREADS = 100_000  # characters; below, starting threads takes longer than they save
 # How GPT-2 cuts text into words before merging; possessive, so that long runs of blanks stay linear.
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# The same with every digit cut out first: text ends before a digit, so blanks there stay together.
+DIGITS_FIRST_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?![^\s\p{N}])|\s"
 
 
 class TokensError(OneLineError, ValueError):
@@ -121,14 +123,14 @@ def _without_frame(encoding, frame: Frame) -> tuple[np.ndarray, int]:
 class ByteLevelBPE:
     """A tokenizer's vocabulary and merges in tiktoken, for text that holds no added token."""
 
-    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]], added: list[str]):
+    def __init__(self, words: str, vocabulary: dict[str, int], merges: list[tuple[str, str]], added: list[str]):
         letters = {letter: bytes([byte]) for byte, letter in bytes_to_unicode().items()}
         # tiktoken merges by rank, so the rank is the merge's place, and ids come from a table afterwards.
         tokens = [*letters, *(a + b for a, b in merges)]
         spelled = [b"".join(letters[letter] for letter in token) for token in tokens]
         self._core = tiktoken.Encoding(
             "from tokenizer.json",
-            pat_str=GPT2_WORDS,
+            pat_str=words,
             mergeable_ranks={text: rank for rank, text in enumerate(spelled)},
             special_tokens={},
         )
@@ -163,13 +165,11 @@ def byte_level_bpe(tokenizer: PreTrainedTokenizerBase, size: tuple[int, int]) ->
     be it a word it already knew, is read anew.
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, words = spec["model"], spec["pre_tokenizer"] or {}
+    model, words = spec["model"], _words(spec["pre_tokenizer"])
     plain = (
         model["type"] == "BPE"
         and spec["normalizer"] is None
-        and words.get("type") == "ByteLevel"
-        and words.get("use_regex")
-        and not words.get("add_prefix_space")
+        and words is not None
         and not any(model.get(k) for k in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
         and not model.get("ignore_merges")
     )
@@ -178,7 +178,18 @@ def byte_level_bpe(tokenizer: PreTrainedTokenizerBase, size: tuple[int, int]) ->
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     if not _ranks_tell_merges(model["vocab"], merges):
         return None
-    return ByteLevelBPE(model["vocab"], merges, [t["content"] for t in spec["added_tokens"]])
+    return ByteLevelBPE(words, model["vocab"], merges, [t["content"] for t in spec["added_tokens"]])
+
+
+def _words(pre_tokenizer: dict | None) -> str | None:
+    """tiktoken's pattern for what a pre-tokenizer does, or None if it is neither GPT-2's nor that after digits."""
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if pre_tokenizer else []
+    *before, last = steps or [{"type": "None"}]
+    if last["type"] != "ByteLevel" or not last["use_regex"] or last["add_prefix_space"]:
+        return None
+    if not before:
+        return GPT2_WORDS
+    return DIGITS_FIRST_WORDS if before == [{"type": "Digits", "individual_digits": True}] else None
 
 
 def _ranks_tell_merges(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> bool:

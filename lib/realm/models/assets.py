@@ -24,6 +24,7 @@ from realm.core.files import ArtefactError, atomic_folder, file_sha256, write_js
 from realm.models.gguf import write_safetensors
 
 CACHE_VARIABLE = "REALM_CACHE"
+CONVERSION = 2  # of GGUF to safetensors; 1 cut text by another rule than the file names
 
 
 class AssetError(OneLineError, RuntimeError):
@@ -274,7 +275,7 @@ def _hub_model(name: str) -> Path:
 
 def _converted(name: str, gguf: Path) -> Path:
     """Safetensors of a GGUF asset, made once."""
-    folder = cache_folder() / "models" / f"{name}-{ASSETS[name].sha256[:12]}"
+    folder = cache_folder() / "models" / f"{name}-{ASSETS[name].sha256[:12]}-{CONVERSION}"
     problem = _damage(folder, folder / "model.safetensors")
     if not problem:
         return folder

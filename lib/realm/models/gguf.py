@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from realm.core.errors import OneLineError
-from realm.core.files import atomic_path
+from realm.core.files import atomic_path, read_json
+from realm.models.pretokenizers import cut_as_llama_cpp
 
 
 class ConversionError(OneLineError, RuntimeError):
@@ -15,10 +16,14 @@ class ConversionError(OneLineError, RuntimeError):
 
 
 def write_safetensors(gguf: Path, folder: Path) -> None:
-    """A GGUF model and its tokenizer as ``folder``: about half a minute and 540 MB for 135M parameters."""
+    """A GGUF model and its tokenizer as ``folder``: about half a minute and 540 MB for 135M parameters.
+
+    The tokenizer gives the ids that llama.cpp gives for the file. Raises PreTokenizerError where that is not known how.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    cut_as_llama_cpp(tokenizer, *_tokenizer_kind(gguf))
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
     # The weights are plain numbers by now; without this the configuration would still call them quantized.
     values = {k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
@@ -26,6 +31,19 @@ def write_safetensors(gguf: Path, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _tokenizer_kind(gguf: Path) -> tuple[str, str | None, bool]:
+    """What a file says of its tokenizer: model, pre-tokenizer, and whether a blank stands before each text."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf).fields
+    said = lambda key, otherwise: fields[key].contents() if key in fields else otherwise  # noqa: E731
+    return (
+        said("tokenizer.ggml.model", ""),
+        said("tokenizer.ggml.pre", None),
+        bool(said("tokenizer.ggml.add_space_prefix", True)),
+    )
 
 
 def export_gguf(model_folder: Path, vocabulary: Path | None, target: Path) -> Path:
@@ -61,6 +79,7 @@ def _write_gguf(weights: list[Path], vocabulary: Path, template: str, target: Pa
     writer = gguf.GGUFWriter(target, architecture)
     _copy_metadata(source, writer)
     writer.add_chat_template(template)
+    writer.add_eos_token_id(_end_of_turn(weights[0].parent))
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     field = lambda name: source.get_field(f"llama.{name}").contents()  # noqa: E731
     heads, kv_heads = field("attention.head_count"), field("attention.head_count_kv")
@@ -86,10 +105,16 @@ def _write_gguf(weights: list[Path], vocabulary: Path, template: str, target: Pa
     writer.close()
 
 
+def _end_of_turn(folder: Path) -> int:
+    """The id at which the model in ``folder`` was taught to stop: that of the vocabulary may be another."""
+    end = read_json(folder / "config.json")["eos_token_id"]
+    return end[0] if isinstance(end, list) else end
+
+
 def _copy_metadata(source, writer) -> None:
     import gguf
 
-    replaced = {"general.architecture", "general.file_type", "tokenizer.chat_template"}
+    replaced = {"general.architecture", "general.file_type", "tokenizer.chat_template", "tokenizer.ggml.eos_token_id"}
     for name, entry in source.fields.items():
         if name in replaced or name.startswith("GGUF.") or name.endswith("quantization_version"):
             continue

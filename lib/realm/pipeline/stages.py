@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from realm.core.files import REPOSITORY, ArtefactError, write_json
-from realm.core.manifest import manifest
+from realm.core.files import REPOSITORY, ArtefactError, file_sha256, write_json
+from realm.core.manifest import TRAINED_ON, manifest
 from realm.core.metrics import Metrics
 from realm.core.profile import Profile, ProfileError, load_profile, run_folder
 from realm.models import assets
@@ -49,7 +50,7 @@ STAGES = (
         "01_data",
         ("dialogue", "data_inspection", *USER_TOKENS),
         (),
-        ("train.jsonl", "valid.jsonl", "test.jsonl"),
+        ("train.jsonl", "seeds.jsonl", "valid.jsonl", "test.jsonl"),
     ),
     Stage(
         "02",
@@ -64,7 +65,7 @@ STAGES = (
         "03_simulation",
         "03_simulation",
         ("dialogue", "simulation", *USER_TOKENS),
-        ("01_data/test.jsonl", "02_usergpt_sft/merged"),
+        ("01_data/seeds.jsonl", "01_data/test.jsonl", "02_usergpt_sft/merged"),
         ("realchat.jsonl",),
     ),
     Stage(
@@ -116,10 +117,17 @@ class Run:
             raise ArtefactError(f"{path}: missing; run notebooks/{writer.notebook}.ipynb first")
         return path
 
-    def finish(self, asset_names: list[str]) -> Path:
-        """Write the manifest and, last, the metrics; returns the metrics' path."""
+    def finish(self, asset_names: list[str], trained_on: Sequence[str] = ()) -> Path:
+        """Write the manifest and, last, the metrics; returns the metrics' path.
+
+        ``trained_on``: artefacts of the run, as ``path`` takes them, that nothing evaluated later may come from.
+        """
         values = self.stage.values(self.profile)
-        write_json(self.out / "manifest.json", manifest(self.seed, values, assets.hashes(asset_names)))
+        written = manifest(self.seed, values, assets.hashes(asset_names))
+        write_json(
+            self.out / "manifest.json",
+            {**written, TRAINED_ON: {name: file_sha256(self.path(name)) for name in trained_on}},
+        )
         return self.metrics.save(self.out)
 
 

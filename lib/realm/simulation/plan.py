@@ -51,8 +51,8 @@ def plan_replay(count: int, sources: Sequence[Conversation]) -> list[Start]:
 def starts_of(chosen: Profile, seed: int, folder: Path) -> list[Start]:
     """The whole plan of a profile; ``folder``: the run's. Raises SimulationError, ConversationFileError."""
     config = chosen.simulation
-    if config.seed_source == "test":
-        path = folder / "01_data" / "test.jsonl"
+    if config.seed_source == "split":
+        path = folder / "01_data" / "seeds.jsonl"
         if not path.exists():
             raise SimulationError(f"{path}: missing; run notebooks/01_data_inspection.ipynb first")
         seeds = one_per_session(load_conversations(path), seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -18,12 +19,13 @@ TRAINED = "trained"  # where launched processes leave their weights: an adapter,
 
 
 def save_servable(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, config: SFT, folder: str | Path, template: str
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, config: SFT, folder: str | Path, template: str, end: str
 ) -> dict[str, Path]:
     """Write ``adapter/`` (PEFT) and ``merged/`` (the unquantized base with the adapter added, bfloat16).
 
-    The tokenizer in both carries ``template``, the chat template that servers render. A full fine-tune has
-    no adapter. Returns the folders written.
+    The tokenizer in both carries ``template``, the chat template that servers render, and stops at ``end``, the token
+    that closed the turns that were learned: so do model and generation configuration. A full fine-tune has no adapter.
+    Returns the folders written.
     """
     folder = Path(folder)
     written: dict[str, Path] = {}
@@ -31,7 +33,7 @@ def save_servable(
     if isinstance(model, PeftModel):
         written["adapter"] = folder / "adapter"
         with atomic_folder(written["adapter"]) as workspace:
-            _save(model, tokenizer, template, workspace)
+            _save(model, tokenizer, template, end, workspace)
             _name_base(workspace, config.base_model)
         base = AutoModelForCausalLM.from_pretrained(
             assets.model(config.base_model), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -40,7 +42,7 @@ def save_servable(
     merged = merged.to(torch.bfloat16)
     written["merged"] = folder / "merged"
     with atomic_folder(written["merged"]) as workspace:
-        _save(merged, tokenizer, template, workspace)
+        _save(merged, tokenizer, template, end, workspace)
     # Servers need to know whose vocabulary this is.
     (folder / "base_model.txt").write_text(config.base_model + "\n", encoding="utf-8")
     for done_with in ("checkpoints", TRAINED):
@@ -48,13 +50,14 @@ def save_servable(
     return written
 
 
-def _save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, template: str, folder: Path) -> None:
+def _save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, template: str, end: str, folder: Path) -> None:
+    served = copy.deepcopy(tokenizer)
+    served.chat_template, served.eos_token = template, end
+    model.config.eos_token_id = model.generation_config.eos_token_id = served.eos_token_id
     model.save_pretrained(folder, safe_serialization=True)
-    before, tokenizer.chat_template = tokenizer.chat_template, template
-    try:
-        tokenizer.save_pretrained(folder)
-    finally:
-        tokenizer.chat_template = before
+    # A PEFT model writes its adapter alone; whoever loads base and adapter finds here where to stop.
+    model.generation_config.save_pretrained(folder)
+    served.save_pretrained(folder)
 
 
 def _name_base(folder: Path, base_model: str) -> None:

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from realm.conversations.readers import load_conversations
 from realm.core.errors import exit_code
 from realm.core.files import REPOSITORY, atomic_folder
-from realm.core.profile import SFT, load_profile
+from realm.core.profile import SFT, UserSFT, load_profile
 from realm.dialogue.encoder import Encoded, Encoder, encoder_of
 from realm.dialogue.segments import split_long
 from realm.training.artefacts import TRAINED
@@ -66,7 +66,8 @@ class Job:
         conversations = load_conversations(self.train)
         if self.block == "realm_sft":
             conversations = [s for parts in split_long(conversations, encoder) for s in parts]
-        return select_rows(conversations, encoder, self.config.max_train_tokens, self.seed).rows
+        share = self.config.opening_share if isinstance(self.config, UserSFT) else None
+        return select_rows(conversations, encoder, self.config.max_train_tokens, self.seed, share).rows
 
     def held_out(self, encoder: Encoder) -> list[Encoded]:
         """``valid_conversations`` rows, the same each time, whose loss says which step was the best."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from realm.dialogue.encoder import Encoded
 from realm.training.base import TrainingError
 from realm.training.loss import supervised_nll
-from realm.training.rows import Rows, collate, progress_bar
+from realm.training.rows import Rows, collate, padding_of, progress_bar, require_fit
 
 EVAL_BATCH_TOKENS = 2_048  # its logits over a vocabulary of 49,152, in bfloat16 and float32, take 0.6 GB at most
 
@@ -47,7 +47,8 @@ def held_out_batches(
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """Indices and tensors on the model's device, rows of similar length together, the model in evaluation mode."""
     device = next(model.parameters()).device
-    pad_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    pad_id = padding_of(tokenizer)
+    require_fit(model, rows)
     was_training = model.training
     model.eval()
     with progress_bar(total=len(rows), desc=desc, unit="conv") as bar:

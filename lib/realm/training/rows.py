@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Conversation
 from realm.dialogue.encoder import IGNORED, Encoded, Encoder
@@ -29,12 +30,42 @@ class Selection:
 
 
 def select_rows(
-    conversations: Sequence[Conversation], encoder: Encoder, max_tokens: int | None, seed: int
+    conversations: Sequence[Conversation],
+    encoder: Encoder,
+    max_tokens: int | None,
+    seed: int,
+    opening_share: float | None = None,
 ) -> Selection:
     """Encode conversations in a seeded order until ``max_tokens`` tokens (tails cut) are reached.
 
-    Raises TrainingError if nothing is supervised in any of them.
+    ``opening_share``: of these tokens, how much goes to conversations that open their session, as far as there are
+    enough of them, and the rest to the others; None takes all as they come. Raises TrainingError if nothing is
+    supervised in any of them.
     """
+    if opening_share is None:
+        parts = [_selected(conversations, encoder, max_tokens, seed)]
+    else:
+        opens = [c for c in conversations if c.opens_session]
+        inside = [c for c in conversations if not c.opens_session]
+        for_openings = round(opening_share * max_tokens)
+        shares = [(opens, for_openings), (inside, max_tokens - for_openings)]
+        parts = [_selected(some, encoder, tokens, seed) for some, tokens in shares]
+    chosen = Selection(
+        rows=[row for part in parts for row in part.rows],
+        tokens=sum(part.tokens for part in parts),
+        supervised=sum(part.supervised for part in parts),
+        nothing_supervised=sum(part.nothing_supervised for part in parts),
+        over_budget=sum(part.over_budget for part in parts),
+    )
+    if not chosen.rows:
+        raise TrainingError(
+            f"none of {len(conversations)} conversations has a supervised token: is max_length "
+            f"{encoder.max_length} too small, or supervise: {encoder.supervise} the wrong side?"
+        )
+    return chosen
+
+
+def _selected(conversations: Sequence[Conversation], encoder: Encoder, max_tokens: int | None, seed: int) -> Selection:
     order = np.random.default_rng(seed).permutation(len(conversations))
     rows: list[Encoded] = []
     tokens = empty = seen = 0
@@ -52,11 +83,6 @@ def select_rows(
                 bar.update(len(rows[-1].input_ids))
             if max_tokens is not None and tokens >= max_tokens:
                 break
-    if not rows:
-        raise TrainingError(
-            f"none of {len(conversations)} conversations has a supervised token: is max_length "
-            f"{encoder.max_length} too small, or supervise: {encoder.supervise} the wrong side?"
-        )
     return Selection(rows, tokens, sum(r.supervised for r in rows), empty, len(conversations) - seen)
 
 
@@ -82,6 +108,32 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         return {"input_ids": row.input_ids, "labels": row.labels, "id": row.id}
+
+
+def require_fit(model: torch.nn.Module, rows: Sequence[Encoded]) -> None:
+    """Raise TrainingError if a row holds a token that the model has no embedding of, or is longer than it can be."""
+    known = model.get_input_embeddings().num_embeddings
+    longest = getattr(model.config, "max_position_embeddings", None)
+    for row in rows:
+        if (highest := int(row.input_ids.max())) >= known:
+            raise TrainingError(
+                f"{row.id}: token {highest}, but the model has embeddings of {known}; "
+                "its tokenizer belongs to another model: correct base_model"
+            )
+        if longest is not None and len(row.input_ids) > longest:
+            raise TrainingError(
+                f"{row.id}: {len(row.input_ids)} tokens for a model of {longest} positions; lower dialogue.max_length"
+            )
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills short rows up; nothing learns from it. Raises TrainingError if there is none."""
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if found is not None:
+            return found
+    raise TrainingError(
+        f"{tokenizer.name_or_path}: its tokenizer has neither a padding token nor an end token; add one"
+    )
 
 
 def collate(features: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Any]:

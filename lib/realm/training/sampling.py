@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Message
 from realm.dialogue.format import ChatFormat
+from realm.training.rows import padding_of
 
 
 @torch.inference_mode()
@@ -29,7 +30,7 @@ def sample_turns(
         return []
     torch.manual_seed(seed)
     prompts = [chat.render(list(c), system, reply_as=reply_as)[0] for c in contexts]
-    pad = tokenizer.pad_token_id or tokenizer.eos_token_id
+    pad = padding_of(tokenizer)
     ids = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts]
     longest = max(map(len, ids))
     device = next(model.parameters()).device

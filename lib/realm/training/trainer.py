@@ -29,7 +29,7 @@ from realm.dialogue.encoder import Encoded
 from realm.training.base import TrainingError, compute_dtype, refuse_without_gradient
 from realm.training.likelihood import likelihood
 from realm.training.loss import supervised_nll
-from realm.training.rows import Rows, collate, progress_bar, rows_sha256
+from realm.training.rows import Rows, collate, padding_of, progress_bar, require_fit, rows_sha256
 
 
 class _LengthGrouped(torch.utils.data.Sampler):
@@ -58,7 +58,7 @@ class SupervisedTrainer(Trainer):
     """transformers' Trainer with the loss above; batching, precision, devices, checkpoints stay its own."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, **values: Any):
-        pad_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        pad_id = padding_of(tokenizer)
         super().__init__(data_collator=lambda features: collate(features, pad_id), **values)
         self.padding = tokenizer
 
@@ -161,6 +161,7 @@ def run_trainer(model, tokenizer, rows, config: SFT, folder: Path, seed: int, va
     checkpoints = folder / "checkpoints"
     if config.eval_steps is not None and not valid:
         raise TrainingError("eval_steps is set, but there are no validation rows; give some, or set it to null")
+    require_fit(model, [*rows, *valid])
     arguments = _arguments(config, checkpoints, seed)
     if arguments.n_gpu > 1:
         raise TrainingError("more than one GPU in one process; use `accelerate launch`, which starts one for each")
