@@ -117,7 +117,7 @@ def whole_pipeline(max_length: int) -> tuple[int, list[Conversation]]:
         replace_private_data=True,
     )
     segments, _ = run_funnel(conversations, funnel)
-    sides = split_sides(segments, config.valid_share, config.test_share, 0, CLUSTER)
+    sides = split_sides(segments, config.shares, 0, CLUSTER)
     return sum(1 for _, members in sides.items() for _ in encoder.encode_all(members)), segments
 
 

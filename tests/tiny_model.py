@@ -139,7 +139,7 @@ def sft(folder: Path, **values: Any) -> SFT:
         "valid_conversations": 2,
         "test_conversations": 2,
     }
-    own = {"learn_ending": False, "controls": [], "samples_shown": 1}
+    own = {"learn_ending": False, "controls": [], "samples_shown": 1, "opening_share": None}
     if own.keys() & values.keys():
         return UserSFT(**{**usual, **own, **values})
     return SFT(**{**usual, **values})

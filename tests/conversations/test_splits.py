@@ -32,8 +32,8 @@ def made_of(rows, prefix: str = "s") -> list[Conversation]:
     return made
 
 
-def split(conversations, seed: int = 0, valid: float = 0.25, test: float = 0.25) -> Sides:
-    return split_sides(conversations, valid, test, seed, MARK)
+def split(conversations, seed: int = 0, valid: float = 0.25, test: float = 0.25, seeds: float = 0.15) -> Sides:
+    return split_sides(conversations, {"test": test, "valid": valid, "seeds": seeds}, seed, MARK)
 
 
 def of_sessions(pairs) -> list[Conversation]:
@@ -61,7 +61,8 @@ def test_only_held_out_segments_from_within_a_session_are_taken_out(rows, seed):
     sides = split(made_of(rows), seed)
     open_in_train = {first_turn(c) for c in sides.train}
     open_in_test = {first_turn(c) for c in sides.test}
-    assert all(first_turn(c) in open_in_train | open_in_test for c in sides.leaking)
+    before = open_in_train | open_in_test | {first_turn(c) for c in sides.valid}
+    assert all(first_turn(c) in before for c in sides.leaking)
     openings = {first_turn(c) for c in sides.train if c.opens_session}
     assert not any(c.opens_session and first_turn(c) in openings for c in sides.leaking)
 
@@ -71,7 +72,7 @@ def test_segments_from_within_that_open_alike_are_set_apart():
     inner = [Conversation(f"{c.id}/1", (Message("user", " Go  ON"),), {"session": c.session}) for c in made]
     sides = split([*made, *inner])
     on = {side: sum(first_turn(c) == "go on" for c in held) for side, held in sides.items()}
-    assert on["train"] > 0 == on["valid"] == on["test"]
+    assert on["train"] > 0 == on["valid"] == on["test"] == on["seeds"]
     assert on["train"] + len(sides.leaking) == 40
     assert sum(len(held) for _, held in sides.items()) - on["train"] == 40
 

@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from realm.cleaning.presets import no_reserved_tokens
-from realm.conversations.conversation import ENDS_SESSION, Conversation, Message
+from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Conversation, Message
 from realm.dialogue.audit import audit_html, audit_runs, audit_text
 from realm.dialogue.encoder import IGNORED, Encoder
 from realm.dialogue.format import SYSTEM_PROMPTS, TemplateError, chat_format
@@ -436,6 +436,61 @@ def test_a_trailing_human_turn_is_kept(encoder_of, talk):
     (segments,) = split_long([conversation], encoder_of("user", system + sum(sizes[:2])))
     assert segments[-1].turns("user") == ["the last word"]
     assert encoder_of("user").encode(segments[-1]).supervised > 0
+
+
+# ---------------------------------------------------------------- what came before a segment
+
+
+def bare(segment: Conversation) -> tuple[Message, ...]:
+    """The turns that are the segment's own."""
+    return segment.messages[segment.meta.get(CONTEXT, 0) :]
+
+
+@given(
+    contents=st.lists(WORDS, min_size=1, max_size=9),
+    room=st.integers(60, 120),
+    supervise=st.sampled_from(["user", "assistant", "both"]),
+)
+def test_context_is_the_end_of_the_answer_before_and_teaches_nothing(encoder_of, talk, contents, room, supervise):
+    conversation = talk(*contents, id="s_0")
+    endless = encoder_of(supervise)
+    encoder = replace(encoder_of(supervise, endless.system_length() + room), context=12)
+    (segments,) = split_long([conversation], encoder)
+    assert tuple(m for s in segments for m in bare(s)) == conversation.messages
+    place = 0
+    for segment in segments:
+        encoded = encoder.encode(segment)
+        assert len(encoded.input_ids) <= encoder.max_length
+        assert not encoded.cut or len(bare(segment)) == 1
+        inside = place > 0 and bare(segment)[0].role == "user"
+        assert segment.meta.get(CONTEXT, 0) == int(inside)
+        if inside:
+            answer = conversation.messages[place - 1].content
+            assert segment.messages[0].role == "assistant" and answer.endswith(segment.messages[0].content)
+            alone = replace(encoder, max_length=None).encode(replace(segment, messages=segment.messages[:1]))
+            assert alone.supervised == 0
+        place += len(bare(segment))
+    learned = [turn for segment in segments for turn in targets(encoder, segment)]
+    whole = targets(endless, conversation)
+    if supervise != "both":  # where both are supervised, neighbouring turns are one run
+        assert len(learned) == len(whole)
+
+
+def test_context_holds_about_as_many_tokens_as_asked_and_begins_with_one(encoder_of, talk):
+    long = " ".join(f"word{i}" for i in range(60))
+    encoder = encoder_of("user")
+    for count in (1, 5, 20):
+        end = encoder.last_tokens(long, count)
+        assert long.endswith(end) and end != long
+        assert abs(len(encoder.tokenizer(end, add_special_tokens=False).input_ids) - count) <= 2
+    assert encoder.last_tokens("short", 20) == "short"
+
+
+def test_without_context_segments_are_as_they_were(encoder_of, talk):
+    conversation = talk("q one", "a one", "q two", "a two", id="s_0")
+    system, sizes = sizes_of(encoder_of(), conversation)
+    (segments,) = split_long([conversation], encoder_of("user", system + sum(sizes[:2])))
+    assert all(CONTEXT not in s.meta for s in segments)
 
 
 # ---------------------------------------------------------------- looking at a mask

@@ -131,6 +131,7 @@ def test_the_same_things_give_the_same_fingerprint(profile, tmp_path):
     [
         ("01_data/train.jsonl", {"02"}),
         ("01_data/test.jsonl", {"02", "03", "04", "06"}),
+        ("01_data/seeds.jsonl", {"03"}),
         ("02_usergpt_sft/merged/model.safetensors", {"03", "06"}),
         ("03_simulation/realchat.jsonl", {"04"}),
         ("04_realm_sft/merged/model.safetensors", {"05"}),

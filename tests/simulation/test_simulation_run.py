@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 def with_seeds(folder):
     (folder / "01_data").mkdir(parents=True)
-    write_conversations(folder / "01_data" / "test.jsonl", SEEDS)
+    write_conversations(folder / "01_data" / "seeds.jsonl", SEEDS)
     return folder
 
 
@@ -176,7 +176,7 @@ def replayed(folder):
 
 def test_a_seed_with_a_token_of_the_template_is_named_before_anything_is_asked(servers, folder):
     spoiled = Conversation("bad", (Message("user", "What is <|im_end|>?"), Message("assistant", "An end.")))
-    write_conversations(folder / "01_data" / "test.jsonl", [*SEEDS, spoiled])
+    write_conversations(folder / "01_data" / "seeds.jsonl", [*SEEDS, spoiled])
     with pytest.raises(SimulationError, match=r"seeded-\d+-bad: its seed holds <\|im_end\|>, a token of the template"):
         run(profile_of(servers, seeded=6), folder)
     assert asked(servers) == 0

@@ -1,3 +1,4 @@
+import copy
 import gc
 import json
 import math
@@ -9,21 +10,24 @@ import torch
 from peft import PeftModel
 from tiny_model import SPECIAL, conversations, sft, write_tiny_model
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from realm.conversations.conversation import Conversation, Message
 from realm.dialogue.encoder import IGNORED, Encoder
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT, USER_SYSTEM_PROMPT, chat_format, load_tokenizer
 from realm.evaluation.perplexity import perplexity_of
+from realm.training import base as base_room
 from realm.training import likelihood as likelihood_room
 from realm.training import trainer
 from realm.training.artefacts import save_servable
 from realm.training.base import TrainingError, adapter_off, add_adapter, compute_dtype, load_base
 from realm.training.likelihood import Likelihood, likelihood
 from realm.training.loss import supervised_nll
-from realm.training.rows import collate, select_rows
+from realm.training.rows import collate, padding_of, require_fit, select_rows
 from realm.training.sampling import sample_turns
 from realm.training.trainer import train
+
+END = SPECIAL[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -195,6 +199,59 @@ def test_select_rows_refuses_when_nothing_is_supervised(tokenizer, chat):
 def test_select_rows_refuses_when_the_limit_cuts_every_target(tokenizer, chat):
     with pytest.raises(TrainingError, match="max_length 8 too small"):
         select_rows(conversations(3), Encoder(tokenizer, chat, "user", 8), None, seed=0)
+
+
+def opened(count: int, inside: int):
+    """Conversations that open their session, and others from within one."""
+    made = conversations(count + inside)
+    return [replace(c, id=f"{c.id}/1") if i >= count else c for i, c in enumerate(made)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_the_budget_is_shared_between_openings_and_follow_ups(tokenizer, chat, share):
+    encoder = Encoder(tokenizer, chat, "user", 400)
+    chosen = select_rows(opened(60, 60), encoder, 4_000, 1, share)
+    opens = sum(len(r.input_ids) for r in chosen.rows if "/" not in r.id)
+    longest = max(len(r.input_ids) for r in chosen.rows)
+    assert abs(opens - share * 4_000) <= longest
+    assert abs(chosen.tokens - 4_000) <= 2 * longest
+    assert chosen.over_budget == 120 - len(chosen.rows)
+
+
+def test_without_a_share_rows_come_as_they_do(tokenizer, chat):
+    encoder = Encoder(tokenizer, chat, "user", 400)
+    mixed = opened(60, 60)
+    usual = [r.id for r in select_rows(mixed, encoder, 2_000, 1).rows]
+    assert any("/" in i for i in usual) and any("/" not in i for i in usual)
+
+
+def test_a_token_beyond_the_embeddings_is_named_before_training(folder, tokenizer, rows, tmp_path):
+    config = sft(folder)
+    foreign = replace(rows[0], id="odd", input_ids=np.array([1, 5, 384, 7], dtype=np.int32), labels=rows[0].labels[:4])
+    for use in (
+        lambda m: train(m, tokenizer, [*rows, foreign], config, tmp_path, 1),
+        lambda m: likelihood(m, [replace(foreign, labels=foreign.input_ids)], tokenizer, "test"),
+    ):
+        with pytest.raises(TrainingError, match="odd: token 384, but the model has embeddings of 384"):
+            use(fresh_model(config))
+
+
+def test_a_row_longer_than_the_model_is_named(folder, rows):
+    ids = np.ones(513, dtype=np.int32)
+    with pytest.raises(
+        TrainingError, match=r"long: 513 tokens for a model of 512 positions; lower dialogue.max_length"
+    ):
+        require_fit(load_base(sft(folder)), [replace(rows[0], id="long", input_ids=ids, labels=ids)])
+
+
+def test_a_padding_token_of_id_0_is_one(tokenizer):
+    assert tokenizer.pad_token_id == 0 == padding_of(tokenizer)
+    bare = copy.deepcopy(tokenizer)
+    bare.eos_token = None
+    assert padding_of(bare) == 0
+    bare.pad_token = None
+    with pytest.raises(TrainingError, match="neither a padding nor an end token"):
+        padding_of(bare)
 
 
 # ---------------------------------------------------------------- training
@@ -516,7 +573,7 @@ def served(folder, tokenizer, chat, tmp_path_factory):
     model = stirred(fresh_model(config)).eval()
     out = tmp_path_factory.mktemp("served")
     text = chat.jinja(USER_SYSTEM_PROMPT, flipped=True)
-    return model, save_servable(model, tokenizer, config, out, text), out
+    return model, save_servable(model, tokenizer, config, out, text, END), out
 
 
 def test_save_servable_writes_adapter_and_merged_as_safetensors(served, folder):
@@ -565,11 +622,24 @@ def test_merged_weights_answer_like_the_adapter(served, rows):
     assert (adapted - base).abs().max() > 5 * difference
 
 
+def test_what_is_served_stops_where_training_taught_it(folder, tokenizer, chat, tmp_path):
+    other_end = copy.deepcopy(tokenizer)
+    other_end.eos_token = SPECIAL[0]  # the base's end of text is not the template's end of turn
+    model = stirred(fresh_model(sft(folder)))
+    written = save_servable(model, other_end, sft(folder), tmp_path, chat.jinja("S", flipped=True), chat.ends["user"])
+    end = tokenizer.convert_tokens_to_ids(SPECIAL[2])
+    for place in written.values():
+        assert AutoTokenizer.from_pretrained(place).eos_token_id == end
+        assert GenerationConfig.from_pretrained(place).eos_token_id == end
+    assert AutoConfig.from_pretrained(written["merged"]).eos_token_id == end
+    assert other_end.eos_token == SPECIAL[0]  # the caller's stays as it was
+
+
 def test_a_full_fine_tune_is_saved_without_an_adapter(folder, tokenizer, chat, tmp_path):
     config = sft(folder, method="full", supervise="assistant")
     model = fresh_model(config)
     text = chat.jinja(ASSISTANT_SYSTEM_PROMPT, flipped=False)
-    written = save_servable(model, tokenizer, config, tmp_path, text)
+    written = save_servable(model, tokenizer, config, tmp_path, text, END)
     assert list(written) == ["merged"]
     assert not (tmp_path / "adapter").exists()
 
@@ -579,7 +649,7 @@ def test_saving_again_replaces_what_was_there(served, tokenizer, tmp_path):
     (tmp_path / "adapter" / "old.txt").write_text("old")
     model, _, _ = served
     config = sft(model.peft_config["default"].base_model_name_or_path)
-    save_servable(model, tokenizer, config, tmp_path, "{{ messages }}")
+    save_servable(model, tokenizer, config, tmp_path, "{{ messages }}", END)
     assert not (tmp_path / "adapter" / "old.txt").exists()
 
 
@@ -591,16 +661,26 @@ def wide_folder(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("wide"), hidden=64)
 
 
-def test_qlora_quantizes_linear_layers_and_trains_the_adapter_alone(wide_folder, tokenizer, rows, tmp_path):
+def test_qlora_rounds_to_nf4_and_unpacks_on_a_cpu(wide_folder, monkeypatch):
+    from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
     config = sft(wide_folder, method="qlora")
-    base = load_base(config)
-    layers = [m for m in base.modules() if isinstance(m, Linear4bit)]
+    unpacked = load_base(config)
+    assert not any(isinstance(m, Linear4bit) for m in unpacked.modules())
+    monkeypatch.setattr(base_room, "_unpacked", lambda model, dtype: model)
+    layers = {name: m for name, m in load_base(config).named_modules() if isinstance(m, Linear4bit)}
     assert len(layers) == 14  # seven linear layers in each of two blocks; the head stays as it is
-    assert {m.weight.quant_type for m in layers} == {"nf4"}
-    assert all(m.weight.dtype == torch.uint8 and m.weight.quant_state.nested for m in layers)
-    model = add_adapter(base, config, 0)
+    assert {m.weight.quant_type for m in layers.values()} == {"nf4"}
+    assert all(m.weight.dtype == torch.uint8 and m.weight.quant_state.nested for m in layers.values())
+    for name, packed in layers.items():
+        plain = unpacked.get_submodule(name)
+        assert torch.equal(plain.weight, dequantize_4bit(packed.weight.data, packed.weight.quant_state)), name
+
+
+def test_qlora_trains_the_adapter_alone(wide_folder, tokenizer, rows, tmp_path):
+    config = sft(wide_folder, method="qlora")
+    model = add_adapter(load_base(config), config, 0)
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in n for n in trained)
     assert sum("lora_A" in n for n in trained) == 14
@@ -613,7 +693,7 @@ def test_qlora_quantizes_linear_layers_and_trains_the_adapter_alone(wide_folder,
 def test_qlora_merges_into_the_unquantized_base(wide_folder, tokenizer, rows, tmp_path):
     config = sft(wide_folder, method="qlora")
     model = stirred(fresh_model(config)).eval()
-    written = save_servable(model, tokenizer, config, tmp_path, "{{ messages }}")
+    written = save_servable(model, tokenizer, config, tmp_path, "{{ messages }}", END)
     merged = AutoModelForCausalLM.from_pretrained(written["merged"], dtype=torch.float32)
     assert "quantization_config" not in json.loads((written["merged"] / "config.json").read_text())
     base = load_base(sft(wide_folder))

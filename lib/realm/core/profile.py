@@ -69,6 +69,11 @@ class DataInspection(Block):
     topics: int = Field(ge=2, le=40)
     topic_turns: int = Field(ge=10)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Side -> its share of the sessions; the rest is for training."""
+        return {"test": self.test_share, "valid": self.valid_share, "seeds": self.seeds_share}
+
 
 class SFT(Block):
     """What notebooks 02 and 04 share. ``max_train_tokens`` null trains on everything, ``epochs`` times.
