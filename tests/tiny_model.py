@@ -76,7 +76,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_vocabulary(path: Path, model: LlamaForCausalLM) -> None:
+def write_vocabulary(path: Path, model: LlamaForCausalLM, end: str = SPECIAL[2]) -> None:
     """A GGUF of the same shape with other weights: what the base model's packaged file is to a fine-tuned one."""
     c = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -90,7 +90,7 @@ def write_vocabulary(path: Path, model: LlamaForCausalLM) -> None:
     writer.add_rope_freq_base(c.rope_parameters["rope_theta"])
     writer.add_rope_dimension_count(c.hidden_size // c.num_attention_heads)
     writer.add_vocab_size(c.vocab_size)
-    _add_tokenizer(writer)
+    _add_tokenizer(writer, end)
     writer.add_chat_template("{{ 'unflipped' }}")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
     for name, value in model.state_dict().items():
@@ -102,7 +102,7 @@ def write_vocabulary(path: Path, model: LlamaForCausalLM) -> None:
     writer.close()
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, end: str) -> None:
     tokenizer = tiny_tokenizer()
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     kinds = [gguf.TokenType.CONTROL if t in SPECIAL else gguf.TokenType.NORMAL for t in tokens]
@@ -113,7 +113,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(tokenizer.bos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_eos_token_id(tokenizer.convert_tokens_to_ids(end))
 
 
 def sft(folder: Path, **values: Any) -> SFT:

@@ -116,13 +116,14 @@ class SFT(Block):
 class UserSFT(SFT):
     """What notebook 02 adds. ``opening_share``: of the budget of tokens, how much goes to segments that open their
     session, the rest to those from within one; null takes segments as they come. ``learn_ending``: where a session
-    truly ends, the human's next turn is its end token alone. ``controls``: sides on which the same model is trained for
-    comparison. ``samples_shown``: turns to look at.
+    truly ends, the human's next turn is its end token alone. ``controls``: what the same model is
+    trained on for comparison: the other side, both, or human turns of segments as the authors cut them, without context
+    and as they come. ``samples_shown``: turns to look at.
     """
 
     opening_share: float | None = Field(ge=0, le=1)
     learn_ending: bool
-    controls: list[Literal["assistant", "both"]]
+    controls: list[Literal["assistant", "both", "plain_segments"]]
     samples_shown: int = Field(ge=1)
 
     @model_validator(mode="after")
@@ -257,7 +258,8 @@ class MTBench(Block):
 
 
 class SimulatorRealism(Block):
-    """Notebook 06. ``conversations``: human first turns compared, and turns drawn from each simulator."""
+    """Notebook 06. ``conversations``: first turns of each simulator, and of each of two groups of humans; the second
+    group is the floor."""
 
     usergpt: Endpoint
     roleplay: Endpoint

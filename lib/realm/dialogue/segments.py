@@ -46,6 +46,12 @@ def _in_context(whole: Conversation, segment: Conversation, place: int, encoder:
     return replace(segment, messages=(before, *segment.messages), meta=segment.meta | {CONTEXT: 1})
 
 
+def without_context(segment: Conversation) -> Conversation:
+    """A segment's own turns alone."""
+    meta = {key: value for key, value in segment.meta.items() if key != CONTEXT}
+    return replace(segment, messages=segment.messages[segment.meta.get(CONTEXT, 0) :], meta=meta)
+
+
 def _own_turns(conversation: Conversation, lengths: list[int]) -> list[int]:
     """The ending, if one was measured, belongs to the last turn."""
     last = len(conversation.messages) - 1

@@ -20,6 +20,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Conversation, Message
 from realm.core.seeds import turn_seed
@@ -62,6 +63,12 @@ async def simulated_first_turns(client: Client, simulator: Simulator, count: int
     requests = [(request, turn_seed(f"opening-{i}", 0, seed)) for i in range(count)]
     replies = await client.complete_all(requests, f"openings of {simulator.name}")
     return [r.text.strip() for r in replies]
+
+
+def first_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[str]:
+    """Each text cut after ``limit`` tokens, so that none is told by its length; "(empty)" where nothing is left."""
+    ids = tokenizer(list(texts), add_special_tokens=False).input_ids
+    return [tokenizer.decode(i[:limit]).strip() or "(empty)" for i in ids]
 
 
 def embed(texts: Sequence[str], model_folder: Path) -> np.ndarray:

@@ -190,7 +190,14 @@ def _bits(nll: np.ndarray, size: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def add_metrics(metrics: Metrics, compared: pd.DataFrame, ours: str) -> None:
     """Names in metrics.json: ``user_turn_perplexity_before`` is (a), ``_after`` ours, the others by their letter."""
-    short = {"(a)": "before", "(b)": "roleplay", "(c)": "assistant_side", "(d)": "both_sides", "(e)": "after"}
+    short = {
+        "(a)": "before",
+        "(b)": "roleplay",
+        "(c)": "assistant_side",
+        "(d)": "both_sides",
+        "(e)": "after",
+        "(f)": "plain_segments",
+    }
     for row in compared.itertuples():
         name = short[row.model[:3]] + ("" if row.turns == "all" else f"_{row.turns}_turns")
         ci = (row.ci_low, row.ci_high)

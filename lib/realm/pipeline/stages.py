@@ -81,7 +81,7 @@ STAGES = (
         "06",
         "06_simulator_realism",
         "06_simulator_realism",
-        ("simulator_realism",),
+        ("simulator_realism", *USER_TOKENS[:1]),
         ("01_data/test.jsonl", "02_usergpt_sft/merged"),
         ("turns.json",),
     ),

@@ -1,4 +1,4 @@
-"""Controls: the same model, data, budget and seed, trained on another side."""
+"""Controls: the same model, data, budget and seed, trained on something else."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from transformers import PreTrainedModel
 from realm.conversations.conversation import Conversation
 from realm.core.profile import UserSFT
 from realm.dialogue.encoder import Encoder
+from realm.dialogue.segments import without_context
 from realm.training.base import add_adapter, load_base
 from realm.training.rows import select_rows
 from realm.training.trainer import train
 
 
 def train_control(
-    side: str, conversations: Sequence[Conversation], encoder: Encoder, config: UserSFT, folder: Path, seed: int
+    kind: str, conversations: Sequence[Conversation], encoder: Encoder, config: UserSFT, folder: Path, seed: int
 ) -> PreTrainedModel:
-    """A model trained on ``side`` (assistant or both), otherwise as ``config`` trains UserGPT: same data, same budget
-    of tokens, same seed. Resumes from ``folder``/control_SIDE. Raises TrainingError."""
-    chosen = select_rows(
-        conversations, replace(encoder, supervise=side), config.max_train_tokens, seed, config.opening_share
-    )
+    """A model trained on another side (``assistant``, ``both``), or on the human turns of ``plain_segments``: as the
+    authors cut them, without what came before, and as they come. Otherwise as ``config`` trains UserGPT: same data,
+    same budget of tokens, same seed. Resumes from ``folder``/control_KIND. Raises TrainingError."""
+    share = config.opening_share
+    if kind == "plain_segments":
+        conversations, share = [without_context(c) for c in conversations], None
+    else:
+        encoder = replace(encoder, supervise=kind)
+    chosen = select_rows(conversations, encoder, config.max_train_tokens, seed, share)
     model = add_adapter(load_base(config), config, seed)
     last = config.model_copy(update={"eval_steps": None})  # the last step: no validation rows are at hand
-    train(model, encoder.tokenizer, chosen.rows, last, Path(folder) / f"control_{side}", seed)
+    train(model, encoder.tokenizer, chosen.rows, last, Path(folder) / f"control_{kind}", seed)
     return model
