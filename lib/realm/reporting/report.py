@@ -136,8 +136,8 @@ def readme_block() -> str:
 
 
 SUPERSEDED = (
-    "**Superseded.** This table was made with wrong gradients and another tokenizer than the server's; `ERRATA.md` says "
-    "by how much that matters. It is to be made anew."
+    "**Superseded.** This table was made with wrong gradients and another tokenizer than the server's; see `ERRATA.md`. "
+    "It is to be made anew."
 )
 
 
