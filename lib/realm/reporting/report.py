@@ -136,8 +136,8 @@ def readme_block() -> str:
 
 
 SUPERSEDED = (
-    "**Superseded.** This table was made with wrong gradients and another tokenizer than the server's; see `ERRATA.md`. "
-    "It is to be made anew."
+    "**Superseded.** Made with wrong gradients and another tokenizer than the server's: see `ERRATA.md`. "
+    "To be made anew."
 )
 
 
