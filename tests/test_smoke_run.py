@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from realm.conversations.readers import load_conversations
+from realm.core.files import file_sha256, read_json
+from realm.core.manifest import TRAINED_ON
 from realm.core.metrics import Metrics
 from realm.pipeline.commands import main
 from realm.pipeline.stages import STAGES
@@ -90,6 +93,25 @@ def test_the_measured_numbers_make_sense(smoke):
     for who in ("usergpt", "roleplay", "human_floor"):
         metric = smoke.metrics[f"two_sample_auc_{who}"]
         assert 0 <= metric.ci_low <= metric.value <= metric.ci_high <= 1
+
+
+def test_nothing_that_was_trained_on_is_evaluated(smoke):
+    trained = {s: read_json(smoke.folder / s / "manifest.json")[TRAINED_ON] for s in ("02_usergpt_sft", "04_realm_sft")}
+    assert [list(of) for of in trained.values()] == [["01_data/train.jsonl"], ["03_simulation/realchat.jsonl"]]
+    assert all(file_sha256(smoke.folder / name) == digest for of in trained.values() for name, digest in of.items())
+    seeds = {c.session for c in load_conversations(smoke.folder / "01_data" / "seeds.jsonl")}
+    test = {c.session for c in load_conversations(smoke.folder / "01_data" / "test.jsonl")}
+    seeded = [c.id for c in load_conversations(smoke.folder / "03_simulation" / "realchat.jsonl") if "seeded" in c.id]
+    assert len(seeded) == 2 and not seeds & test
+    assert all(any(name in talk for name in seeds) for talk in seeded)
+    assert not any(name in talk for name in test for talk in seeded)
+
+
+def test_notebooks_show_no_noise(smoke):
+    for path in (smoke.folder / "notebooks").glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        for noise in ("IProgress", "kernels-community", "autograd kernel", "is_gradient_checkpointing", "over TCP"):
+            assert noise not in text, (path.name, noise)
 
 
 def test_only_published_numbers_carry_the_published_source(smoke):

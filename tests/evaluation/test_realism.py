@@ -26,6 +26,17 @@ def holds(measure):
     return measure.ci_low <= measure.value <= measure.ci_high
 
 
+# ---------------------------------------------------------------- texts of one length
+
+
+def test_texts_are_cut_at_the_same_number_of_tokens(byte_level):
+    texts = ["what does this code do? Tell me more, please.", "hello", "", "   "]
+    cut = realism.first_tokens(texts, byte_level, 5)
+    assert texts[0].startswith(cut[0]) and cut[0] != texts[0]
+    assert len(byte_level(cut[0], add_special_tokens=False).input_ids) <= 5
+    assert cut[1:] == ["hello", "(empty)", "(empty)"]
+
+
 # ---------------------------------------------------------------- diversity
 
 

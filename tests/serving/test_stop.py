@@ -66,5 +66,8 @@ def test_the_served_model_stops_at_the_end_of_its_turn(trained, engine, tmp_path
     found = reply(engine, *trained, tmp_path / "log")
     assert found.text.strip() == ANSWER
     assert found.finish_reason == "stop"
-    answer = AutoTokenizer.from_pretrained(trained[0])(ANSWER, add_special_tokens=False).input_ids
+    tokenizer = AutoTokenizer.from_pretrained(trained[0])
+    answer = tokenizer(ANSWER, add_special_tokens=False).input_ids
     assert found.completion_tokens <= len(answer) + 1 < LIMIT
+    text, _ = chat_format("chatml", tokenizer).render(ASKED, None, reply_as="assistant")
+    assert found.prompt_tokens == len(tokenizer(text, add_special_tokens=False).input_ids)  # read as trained on

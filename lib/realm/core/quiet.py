@@ -12,3 +12,5 @@ import warnings
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # Bars are text bars everywhere, on purpose; no widget is missing.
 warnings.filterwarnings("ignore", message="IProgress not found")
+# peft asks transformers by an old name; their pinned versions work together.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
