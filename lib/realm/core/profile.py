@@ -74,6 +74,12 @@ class DataInspection(Block):
         """Side -> its share of the sessions; the rest is for training."""
         return {"test": self.test_share, "valid": self.valid_share, "seeds": self.seeds_share}
 
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> DataInspection:
+        if sum(self.shares.values()) > 0.9:
+            raise ValueError("seeds_share, valid_share and test_share leave less than a tenth to train on")
+        return self
+
 
 class SFT(Block):
     """What notebooks 02 and 04 share. ``max_train_tokens`` null trains on everything, ``epochs`` times.

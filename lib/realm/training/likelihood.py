@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from realm.dialogue.encoder import Encoded
 from realm.training.base import TrainingError
 from realm.training.loss import supervised_nll
+from realm.training.memory import give_back
 from realm.training.rows import Rows, collate, padding_of, progress_bar, require_fit
 
 EVAL_BATCH_TOKENS = 2_048  # its logits over a vocabulary of 49,152, in bfloat16 and float32, take 0.6 GB at most
@@ -57,6 +58,7 @@ def held_out_batches(
             batch.pop("ids")
             yield indices, {k: v.to(device) for k, v in batch.items()}
             bar.update(len(indices))
+            give_back()
     model.train(was_training)
 
 
