@@ -30,8 +30,9 @@ GOES_ON = "goes_on"  # in meta, true: the session has turns after this segment
 
 @dataclass(frozen=True)
 class TurnScores:
-    """One entry a human turn, arrays of shape (turns,). ``row``: index of its conversation; ``number``: how many turns
-    of either side stand before it; ``nll`` in nats, end token included; ``end_logp``: natural log-probability that
+    """One entry a human turn, arrays of shape (turns,). ``row``: index of its conversation; ``number``: 0 for the
+    first human turn of the row, also where context stands before it: that the human went on is why the segment exists,
+    so it is no place to tell an ending; ``nll`` in nats, end token included; ``end_logp``: natural log-probability that
     the human says nothing more; ``silent``: a turn without words, put where a segment closes with an answer and it
     is known what came next; ``over``: that nothing came."""
 
@@ -113,7 +114,7 @@ def score_turns(
     rows = [row.without_tail() for row in reader.encode_all(shown)]
     end = int(reader.turns.between(encoder.format.frame(speaker).end, False, False)[0])
     nll, tokens, end_logp = _scored(model, rows, reader, end, desc)
-    human = [(i, c, n, m.content) for i, c in enumerate(whole) for n, m in enumerate(c.messages) if m.role == "user"]
+    human = [(i, c, n, text) for i, c in enumerate(whole) for n, text in enumerate(c.turns("user"))]
     return TurnScores(
         row=np.array([i for i, _, _, _ in human]),
         number=np.array([n for _, _, n, _ in human]),
