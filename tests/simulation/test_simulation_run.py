@@ -183,7 +183,7 @@ def test_a_seed_with_a_token_of_the_template_is_named_before_anything_is_asked(s
 
 
 def test_a_missing_split_names_what_to_run(servers, tmp_path):
-    with pytest.raises(SimulationError, match=r"test\.jsonl: missing; run notebooks/01_data_inspection\.ipynb first"):
+    with pytest.raises(SimulationError, match=r"seeds\.jsonl: missing; run notebooks/01_data_inspection\.ipynb first"):
         run(profile_of(servers), tmp_path)
 
 

@@ -250,7 +250,7 @@ def test_a_padding_token_of_id_0_is_one(tokenizer):
     bare.eos_token = None
     assert padding_of(bare) == 0
     bare.pad_token = None
-    with pytest.raises(TrainingError, match="neither a padding nor an end token"):
+    with pytest.raises(TrainingError, match="neither a padding token nor an end token"):
         padding_of(bare)
 
 

@@ -25,7 +25,6 @@ HEADLINES = {
     "user_turn_perplexity_before": "perplexity of held-out human turns, base model",
     "user_turn_perplexity_after": "perplexity of held-out human turns, UserGPT",
     "user_turn_perplexity_difference": "paired difference, after minus before",
-    "user_turn_perplexity_difference_plain_segments": "paired difference, UserGPT minus one trained on plain segments",
     "realchat_conversations": "RealChat conversations simulated",
     "realchat_rounds_mean": "mean rounds a conversation",
     "assistant_turn_perplexity_before": "perplexity of held-out real answers, base model",
