@@ -6,6 +6,7 @@ Turns of fewer than ``TELLING_WORDS`` words do not: people and assistants repeat
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,11 @@ class LeakError(OneLineError, ValueError):
 
 @dataclass
 class Seen:
-    """What training saw: sessions, clusters of near-duplicates, and turns as they are compared; by whom."""
+    """What training saw: sessions, clusters of near-duplicates, and turns, kept as digests; each with where it stands."""
 
     sessions: dict[str, str] = field(default_factory=dict)
     clusters: dict[str, str] = field(default_factory=dict)
-    turns: dict[str, str] = field(default_factory=dict)
+    turns: dict[bytes, str] = field(default_factory=dict)
 
     def add(self, conversations: Iterable[Conversation], where: str) -> None:
         for conversation in conversations:
@@ -38,7 +39,7 @@ class Seen:
             if CLUSTER in conversation.meta:
                 self.clusters.setdefault(str(conversation.meta[CLUSTER]), where)
             for turn in _telling(conversation):
-                self.turns.setdefault(turn, where)
+                self.turns.setdefault(_digest(turn), where)
 
     def overlap(self, conversation: Conversation) -> str:
         """In words how a conversation was seen, nothing if it was not."""
@@ -48,8 +49,8 @@ class Seen:
         if cluster in self.clusters:
             return f"a near-duplicate of it is in {self.clusters[cluster]} (cluster {cluster})"
         for turn in _telling(conversation):
-            if turn in self.turns:
-                return f"its turn {turn[:60]!r} is in {self.turns[turn]}"
+            if _digest(turn) in self.turns:
+                return f"its turn {turn[:60]!r} is in {self.turns[_digest(turn)]}"
         return ""
 
 
@@ -58,6 +59,11 @@ def _telling(conversation: Conversation) -> Iterable[str]:
         words = message.content.lower().split()
         if len(words) >= TELLING_WORDS:
             yield " ".join(words)
+
+
+def _digest(turn: str) -> bytes:
+    """The turns of a training split would fill memory a second time."""
+    return hashlib.blake2b(turn.encode("utf-8"), digest_size=16).digest()
 
 
 def seen_by_training(run_folder: Path, stages: Sequence[str]) -> Seen:
