@@ -27,7 +27,7 @@ class LeakError(OneLineError, ValueError):
 
 @dataclass
 class Seen:
-    """What training saw: sessions, clusters of near-duplicates, and turns, kept as digests; each with where it stands."""
+    """What training saw: sessions, clusters of near-duplicates, and digests of turns; each with where it stands."""
 
     sessions: dict[str, str] = field(default_factory=dict)
     clusters: dict[str, str] = field(default_factory=dict)
