@@ -29,7 +29,7 @@ HEADLINES = {
     "realchat_rounds_mean": "mean rounds a conversation",
     "assistant_turn_perplexity_before": "perplexity of held-out real answers, base model",
     "assistant_turn_perplexity_after": "perplexity of held-out real answers, ReaLM",
-    "assistant_turn_perplexity_difference": "paired difference, after minus before (this responder cannot teach)",
+    "assistant_turn_perplexity_difference": "paired difference, after minus before (the student was its own responder)",
     "two_sample_auc_usergpt": "AUC of telling UserGPT's openings from human ones (0.5: cannot)",
     "two_sample_auc_roleplay": "AUC of telling the role-playing base model's openings from human ones",
     "two_sample_auc_human_floor": "AUC of telling humans from humans (the floor)",
