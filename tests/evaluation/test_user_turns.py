@@ -7,6 +7,7 @@ import torch
 from tiny_model import conversations, sft, write_tiny_model
 
 from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Message
+from realm.core.errors import TooFewError
 from realm.core.metrics import Metrics
 from realm.dialogue.encoder import IGNORED, Encoder, with_ending
 from realm.dialogue.format import chat_format, load_tokenizer
@@ -196,7 +197,7 @@ def test_a_model_that_knows_nothing_gains_nothing():
 
 
 def test_without_ends_there_is_nothing_to_tell():
-    with pytest.raises(ValueError, match="sessions end"):
+    with pytest.raises(TooFewError, match=r"0 of \d known places are ends"):
         termination(scores([0, 0, 1, 1], [0, 1, 0, 1], [1] * 4, [0] * 4), seed=0)
 
 

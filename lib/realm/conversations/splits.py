@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from realm.conversations.conversation import Conversation
+from realm.core.errors import TooFewError
 from realm.core.seeds import unit_hash
 
 SIDES = ("train", "seeds", "valid", "test")
@@ -48,6 +49,16 @@ def split_sides(conversations: Sequence[Conversation], shares: Mapping[str, floa
         kept[side] = [c for c in drawn[side] if first_turn(c) not in opened]
         opened |= {first_turn(c) for c in kept[side]}
     return Sides(**kept, leaking=leaking)
+
+
+def require_training(sides: Sides) -> None:
+    """Raise TooFewError if all went to the other sides."""
+    if not sides.train:
+        counts = ", ".join(f"{side}: {len({c.session for c in members})}" for side, members in sides.items())
+        raise TooFewError(
+            f"split: 0 sessions are left to train on ({counts}); lower data_inspection.test_share or give more "
+            "conversations in data_inspection.source"
+        )
 
 
 def _side_at(position: float, shares: Mapping[str, float]) -> str:

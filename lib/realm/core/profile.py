@@ -270,7 +270,7 @@ class SimulatorRealism(Block):
     usergpt: Endpoint
     roleplay: Endpoint
     embedder: str
-    conversations: int = Field(ge=20)
+    conversations: int = Field(ge=10)
     repeats: int = Field(ge=1, description="cross-validation splits of the two-sample test")
     permutations: int = Field(ge=0, description="label permutations that calibrate it")
 

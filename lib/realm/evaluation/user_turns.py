@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from realm.conversations.conversation import ENDS_SESSION, Conversation, Message
+from realm.core.errors import TooFewError
 from realm.core.metrics import Metrics
 from realm.core.seeds import unit_hash
 from realm.dialogue.encoder import IGNORED, Encoder
@@ -64,7 +65,8 @@ def held_out_segments(
 ) -> list[Conversation]:
     """One segment of each of ``count`` sessions, drawn by hash; none whose turns are cut at ``max_length``.
 
-    Those that another segment of their session follows say so in ``meta[GOES_ON]``.
+    Those that another segment of their session follows say so in ``meta[GOES_ON]``. Raises TooFewError for fewer
+    than two: nothing could be compared.
     """
     sessions: dict[str, list[Conversation]] = {}
     for conversation in conversations:
@@ -80,6 +82,11 @@ def held_out_segments(
             chosen.append(replace(whole, meta=whole.meta | ({GOES_ON: True} if goes_on else {})))
         if len(chosen) == count:
             break
+    if len(chosen) < 2:
+        raise TooFewError(
+            f"usergpt_sft.test_conversations: {count} held-out sessions asked for, {len(chosen)} of {len(sessions)} in "
+            "the test split have a segment that fits; raise data_inspection.test_share or dialogue.max_length"
+        )
     return chosen
 
 
