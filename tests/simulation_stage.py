@@ -65,7 +65,7 @@ class Stage:
                     self.resumed_turns, self.usage = engine.resumed_turns, journal.usage()
                     self.interventions = {i.outcome: i.answers for i in journal.interventions()}
                     self.effects, self.rejected = journal.interventions(), journal.rejected(9)
-                    self.ended = journal.ended()
+                    self.ended, self.reasons, self.thoughts = journal.ended(), journal.reasons(), journal.thoughts()
         return conversations
 
 

@@ -81,7 +81,7 @@ def refusal(server, answers, **values):
 def test_complete_returns_text_and_usage(server):
     server.script = ["Hi."]
     reply = complete(server)
-    assert (reply.text, reply.finish_reason) == ("Hi.", "stop")
+    assert (reply.text, reply.finish, reply.reasoning) == ("Hi.", "stop", "")
     assert (reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens) == (7, 3, None)
 
 
@@ -261,7 +261,8 @@ def stream(server, hear, **values):
 def test_a_stream_gives_pieces_and_asks_what_a_completion_asks(server):
     server.script, server.finish_reason = ["one two three"], "length"
     pieces = []
-    assert stream(server, pieces.append) == "length"
+    reply = stream(server, pieces.append)
+    assert (reply.text, reply.finish) == ("one two three", "length")
     assert pieces == ["one", " two", " three"]
     complete(server)
     streamed, whole = (r.body for r in server.completions)

@@ -13,6 +13,7 @@ from typing import Any
 from realm.core.errors import OneLineError
 
 CONTEXT = "context"  # in meta: so many turns at the beginning only show what came before, cut, and teach nothing
+CUT_TURNS = "cut_turns"  # in meta: which turns, counted from 0, stop in the middle; their ends teach nothing
 ENDS_SESSION = "ends_session"  # in meta, true: the last turn is known to be the last of its session
 MAX_TURN_BYTES = 1_000_000
 

@@ -174,6 +174,7 @@ def _digest(value: Any, number: int, report: ReadReport) -> tuple[Conversation |
     if not _is_unicode(identifier):
         return None, ["id is no text"]
     meta = value.get("meta") if isinstance(value.get("meta"), dict) else {}
+    meta = {k: v for k, v in meta.items() if v is not None}  # Parquet has every key in every record
     defects = _structure_defects(messages)
     if meta and not _is_json(meta):
         meta, defects = {}, [*defects, "meta that cannot be written, left out"]

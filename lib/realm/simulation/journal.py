@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 
 from realm.conversations.conversation import Message
 from realm.core.files import text_sha256
-from realm.simulation.endings import EndReason, SimulationError
+from realm.core.secrets import redact
+from realm.simulation.endings import FAILED_ENDINGS_ASKED_AGAIN, FAILURES, EndReason, SimulationError
 
-KEPT, CUT = "kept", "cut"  # outcomes of a request whose words became a turn
+# Outcomes of a request whose words became a turn: whole, cut by a guardrail, cut at a limit of tokens.
+KEPT, CUT, UNFINISHED = "kept", "cut", "unfinished"
+NO_ANSWER = (EndReason.CONTENT_FILTER, EndReason.REASONING_ONLY)  # paid all the same; no guardrail's doing
 EXCERPT = 500  # characters kept of words that were rejected
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS turns (conversation TEXT, position INTEGER, role TEXT, content TEXT,"
@@ -28,8 +31,13 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS rejected (conversation TEXT, position INTEGER, attempt INTEGER, content TEXT,"
     " PRIMARY KEY (conversation, position, attempt))",
     "CREATE TABLE IF NOT EXISTS ends (conversation TEXT PRIMARY KEY, reason TEXT)",
+    # Tables of their own, so that journals of earlier versions go on.
+    "CREATE TABLE IF NOT EXISTS reasoning (conversation TEXT, position INTEGER, attempt INTEGER, tokens INTEGER,"
+    " PRIMARY KEY (conversation, position, attempt))",
+    "CREATE TABLE IF NOT EXISTS reasons (conversation TEXT, number INTEGER, reason TEXT, words TEXT,"
+    " PRIMARY KEY (conversation, number))",
 )
-COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2}
+COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "reasoning": 4, "reasons": 4}
 
 
 class Usage(NamedTuple):
@@ -41,7 +49,7 @@ class Usage(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """One answered request for a turn; ``outcome`` is ``kept``, ``cut``, or the reason it was rejected for."""
+    """One answered request for a turn; ``outcome``: ``kept``, ``cut``, ``unfinished``, or why it was rejected."""
 
     conversation: str
     position: int
@@ -50,6 +58,22 @@ class Attempt(NamedTuple):
     prompt_tokens: int
     new_tokens: int
     outcome: str
+    reasoning_tokens: int = 0  # of the new tokens; kept in a table of their own
+
+
+class Thought(NamedTuple):
+    """How many answers of one side came with reasoning, and its tokens, which are among those generated."""
+
+    answers: int
+    tokens: int
+
+
+class Reason(NamedTuple):
+    """Why conversations ended as they did, in the service's words or ours, and how many."""
+
+    reason: str
+    words: str
+    conversations: int
 
 
 class Intervention(NamedTuple):
@@ -129,11 +153,21 @@ class Journal:
             self._db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", (*place, words[:EXCERPT]))
 
     def _pay(self, paid: Attempt) -> None:
-        self._db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)", paid)
+        *values, thought = paid
+        self._db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        if thought:
+            place = (paid.conversation, paid.position, paid.attempt)
+            self._db.execute("INSERT INTO reasoning VALUES (?, ?, ?, ?)", (*place, thought))
 
-    def end(self, conversations: Iterable[str], reason: EndReason) -> None:
+    def end(self, conversations: Iterable[str], reason: EndReason, words: str = "") -> None:
+        """Note that these ended; ``words``: what a service, or we, had to say about it."""
         with self._together():
-            self._db.executemany("INSERT OR REPLACE INTO ends VALUES (?, ?)", ((c, reason) for c in conversations))
+            for name in conversations:
+                self._db.execute("INSERT OR REPLACE INTO ends VALUES (?, ?)", (name, reason))
+                if words:
+                    values = (name, name, reason, redact(words)[:EXCERPT])
+                    number = "(SELECT COUNT(*) FROM reasons WHERE conversation = ?)"
+                    self._db.execute(f"INSERT INTO reasons VALUES (?, {number}, ?, ?)", values)
 
     def reopen(self, reasons: Iterable[EndReason], conversations: Iterable[str] | None = None) -> None:
         """Forget endings for ``reasons``, of some conversations or of all: they go on from their last turn."""
@@ -142,6 +176,14 @@ class Journal:
         again = [(c,) for c in chosen if ended[c] in set(reasons)]
         with self._together():
             self._db.executemany("DELETE FROM ends WHERE conversation = ?", again)
+
+    def forgive(self, conversations: Iterable[str]) -> None:
+        """Forget that these failed, the last time: their service was to blame, and it does not count as a try."""
+        failed = [(c, c) for c, reason in self.ended().items() if reason in FAILURES and c in set(conversations)]
+        last = "(SELECT MAX(number) FROM reasons WHERE conversation = ?)"
+        with self._together():
+            self._db.executemany("DELETE FROM ends WHERE conversation = ?", [(c,) for c, _ in failed])
+            self._db.executemany(f"DELETE FROM reasons WHERE conversation = ? AND number = {last}", failed)
 
     def absorb(self, path: str | Path) -> None:
         """Take over what another journal of the same settings holds of conversations not ended here. Repeatable.
@@ -177,6 +219,14 @@ class Journal:
         )
         return [Message(role, content) for role, content in rows]
 
+    def cut_turns(self, conversation: str) -> list[int]:
+        """Positions of turns that stop in the middle: at a limit of tokens, or where a guardrail cut them."""
+        rows = self._db.execute(
+            "SELECT position FROM requests WHERE conversation = ? AND outcome IN (?, ?) ORDER BY position",
+            (conversation, CUT, UNFINISHED),
+        )
+        return [position for (position,) in rows]
+
     def faults(self, conversation: str, position: int) -> list[EndReason]:
         """Why answers for this turn were rejected so far, in order."""
         rows = self._db.execute(
@@ -187,6 +237,45 @@ class Journal:
 
     def ended(self) -> dict[str, EndReason]:
         return {c: EndReason(r) for c, r in self._db.execute("SELECT conversation, reason FROM ends")}
+
+    def asked_again(self) -> set[str]:
+        """Ended conversations with which the next run goes on: cut short by a budget, or failed a few times only."""
+        counts = self.failures()
+        open_again = lambda c: counts.get(c, 0) < FAILED_ENDINGS_ASKED_AGAIN  # noqa: E731
+        return {
+            c
+            for c, reason in self.ended().items()
+            if reason == EndReason.BUDGET_SPENT or (reason in FAILURES and open_again(c))
+        }
+
+    def failures(self) -> dict[str, int]:
+        """conversation -> how often it ended by a failure of a service."""
+        marks = ", ".join("?" * len(FAILURES))
+        query = f"SELECT conversation, COUNT(*) FROM reasons WHERE reason IN ({marks}) GROUP BY conversation"
+        return dict(self._db.execute(query, FAILURES))
+
+    def reasons(self) -> list[Reason]:
+        """Why conversations ended that did not end by themselves, most frequent first."""
+        rows = self._db.execute(
+            "SELECT ends.reason, words, COUNT(*) FROM ends JOIN reasons USING (conversation)"
+            " WHERE ends.reason = reasons.reason AND number ="
+            " (SELECT MAX(number) FROM reasons AS later WHERE later.conversation = ends.conversation)"
+            " GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        )
+        return [Reason(*row) for row in rows]
+
+    def thoughts(self) -> dict[str, Thought]:
+        """role of the speaker -> its reasoning; roles that did not reason are not there."""
+        rows = self._db.execute(
+            "SELECT role, COUNT(*), SUM(tokens) FROM reasoning JOIN requests USING (conversation, position, attempt)"
+            " GROUP BY role ORDER BY role"
+        )
+        return {role: Thought(*numbers) for role, *numbers in rows}
+
+    def count_cut(self) -> dict[str, int]:
+        """role of the speaker -> how many of its turns stop in the middle, at a limit of tokens."""
+        rows = self._db.execute("SELECT role, COUNT(*) FROM requests WHERE outcome = ? GROUP BY role", (UNFINISHED,))
+        return dict(rows)
 
     def count_turns(self) -> int:
         return self._db.execute("SELECT COUNT(*) FROM turns").fetchone()[0]
@@ -203,9 +292,9 @@ class Journal:
         rows = self._db.execute(
             "SELECT outcome, COUNT(*), COUNT(DISTINCT conversation),"
             " COUNT(DISTINCT CASE WHEN reason = outcome THEN conversation END)"
-            " FROM requests LEFT JOIN ends USING (conversation) WHERE outcome NOT IN (?, ?)"
+            " FROM requests LEFT JOIN ends USING (conversation) WHERE outcome NOT IN (?, ?, ?, ?, ?)"
             " GROUP BY outcome ORDER BY 2 DESC, 1",
-            (KEPT, EndReason.USER_ENDED),
+            (KEPT, UNFINISHED, EndReason.USER_ENDED, *NO_ANSWER),
         )
         return [Intervention(*row) for row in rows]
 

@@ -24,7 +24,7 @@ from realm.models.gguf import ConversionError
 from realm.serving.client import Client, EndpointError
 from realm.serving.local import connect
 from realm.simulation.budget import dollars, estimate, share
-from realm.simulation.endings import EndReason, SimulationError
+from realm.simulation.endings import SimulationError
 from realm.simulation.engine import Simulation, end_reasons, exported
 from realm.simulation.export import write_exports
 from realm.simulation.journal import Intervention, Journal, Rejected, Usage, journal_path
@@ -67,7 +67,8 @@ async def simulate(chosen: Profile, seed: int, folder: Path, shard: Shard | None
     path = journal_path(out, identity(chosen, seed), str(shard or ""))
     with contextlib.closing(Journal(path)) as journal:
         resumed, ended = journal.count_turns(), journal.ended()
-        if any(ended.get(s.id, EndReason.BUDGET_SPENT) == EndReason.BUDGET_SPENT for s in starts):
+        again = journal.asked_again()
+        if any(s.id not in ended or s.id in again for s in starts):
             await _hold_all(chosen, seed, folder, starts, journal, share(config.budget, shard.of if shard else 1))
         talks = exported(journal, starts, config.simulator)
         usage, interventions, rejected = journal.usage(), journal.interventions(), journal.rejected(SHOWN)
