@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from realm.conversations.conversation import Conversation, ConversationFileError, Message, split_segment_id
+from realm.conversations.conversation import Conversation, ConversationFileError, Message
 from realm.conversations.readers import EXAMPLES_KEPT, ReadReport, load_conversations, read_conversations
 from realm.conversations.writers import write_conversations, write_sharegpt
 
@@ -72,48 +72,6 @@ def scratch(tmp_path_factory) -> Path:
 
 
 # ---------------------------------------------------------------- the record
-
-
-@pytest.mark.parametrize(
-    ("identifier", "expected"),
-    [
-        ("abc_3", ("abc", 3)),
-        ("a_b_12", ("a_b", 12)),
-        ("abc", ("abc", None)),
-        ("_3", ("_3", None)),
-        ("a_", ("a_", None)),
-        ("a_x", ("a_x", None)),
-        ("a_²", ("a_²", None)),
-    ],
-)
-def test_ids_tell_session_and_segment(identifier, expected):
-    assert split_segment_id(identifier) == expected
-
-
-def test_a_session_named_in_meta_wins_over_the_id(talk):
-    assert talk("x", id="s_1").session == "s"
-    assert talk("x", id="s_1/2", meta={"session": "other"}).session == "other"
-
-
-@pytest.mark.parametrize(
-    ("identifier", "first", "opens"),
-    [
-        ("s_0", "user", True),
-        ("s", "user", True),
-        ("s_0/0", "user", True),
-        ("s_1", "user", False),
-        ("s_0/1", "user", False),
-        ("s_1/0", "user", False),
-        ("s_0", "assistant", False),
-    ],
-)
-def test_only_a_first_segment_that_begins_with_the_user_opens_a_session(talk, identifier, first, opens):
-    assert talk("a", "b", id=identifier, first=first).opens_session is opens
-
-
-@pytest.mark.parametrize("session", [7, ["s"], {"s": 1}])
-def test_a_session_named_by_no_text_becomes_text(talk, session):
-    assert talk("x", id="s_1", meta={"session": session}).session == str(session)
 
 
 def test_rounds_count_answered_user_turns(talk):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realm.conversations.conversation import Conversation, Message
+from realm.conversations.conversation import PLACE, SESSION, Conversation, Message
 from realm.conversations.splits import SIDES, Sides, first_turn, one_per_session, session_groups, split_sides
 from realm.core.seeds import unit_hash
 
@@ -26,7 +26,7 @@ ROWS = st.lists(ROW, max_size=30, unique_by=lambda row: row[:2])
 def made_of(rows, prefix: str = "s") -> list[Conversation]:
     made = []
     for number, part, opening, cluster in rows:
-        meta = {"session": f"{prefix}{number}"} | ({MARK: cluster} if cluster else {})
+        meta = {SESSION: f"{prefix}{number}", PLACE: 2 * int(part[1:] or 0)} | ({MARK: cluster} if cluster else {})
         messages = (Message("user", opening), Message("assistant", "a"))
         made.append(Conversation(f"{prefix}{number}_0{part}", messages, meta))
     return made
@@ -38,7 +38,8 @@ def split(conversations, seed: int = 0, valid: float = 0.25, test: float = 0.25,
 
 def of_sessions(pairs) -> list[Conversation]:
     """Sessions that open differently, so that each is a group of its own."""
-    return [Conversation(f"{s}_{n}", (Message("user", f"about {s}"), Message("assistant", "a"))) for s, n in pairs]
+    turns = lambda s: (Message("user", f"about {s}"), Message("assistant", "a"))  # noqa: E731
+    return [Conversation(f"{s}_{n}", turns(s), {SESSION: s, PLACE: 2 * n}) for s, n in pairs]
 
 
 # ---------------------------------------------------------------- leaks
@@ -69,7 +70,7 @@ def test_only_held_out_segments_from_within_a_session_are_taken_out(rows, seed):
 
 def test_segments_from_within_that_open_alike_are_set_apart():
     made = [*of_sessions([(f"s{i}", 0) for i in range(40)])]
-    inner = [Conversation(f"{c.id}/1", (Message("user", " Go  ON"),), {"session": c.session}) for c in made]
+    inner = [Conversation(f"{c.id}/1", (Message("user", " Go  ON"),), c.meta | {PLACE: 2}) for c in made]
     sides = split([*made, *inner])
     on = {side: sum(first_turn(c) == "go on" for c in held) for side, held in sides.items()}
     assert on["train"] > 0 == on["valid"] == on["test"] == on["seeds"]
@@ -80,7 +81,7 @@ def test_segments_from_within_that_open_alike_are_set_apart():
 @pytest.mark.parametrize("other", ["HELLO there ", "hello\n there"])
 def test_case_and_blanks_do_not_tell_first_turns_apart(talk, other):
     assert first_turn(talk("Hello there")) == first_turn(talk(other))
-    assert session_groups([talk("Hello there", id="b_0"), talk(other, id="a_0")], MARK) == {"a": "a", "b": "a"}
+    assert session_groups([talk("Hello there", id="b_0"), talk(other, id="a_0")], MARK) == {"a_0": "a_0", "b_0": "a_0"}
 
 
 def test_the_first_human_turn_counts_and_the_first_turn_where_there_is_none(talk):
@@ -113,7 +114,7 @@ def test_a_long_chain_is_one_group(talk):
     made += [talk(f"q{2 * i}", id=f"t{i}_0") for i in range(1_000)] + [
         talk(f"q{2 * i + 1}", id=f"t{i}_0") for i in range(1_000)
     ]
-    assert set(session_groups(made, MARK).values()) == {"s0"}
+    assert set(session_groups(made, MARK).values()) == {"s0_0"}
 
 
 # ---------------------------------------------------------------- stability and shares

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from stub_server import StubServer
 
-from realm.conversations.conversation import Conversation, Message
+from realm.conversations.conversation import PLACE, SESSION, Conversation, Message
 from realm.core.errors import TooFewError
 from realm.evaluation import realism
 from realm.serving.client import Address, Client
@@ -150,12 +150,13 @@ def test_the_test_repeats_with_its_seed(no_interval):
 # ---------------------------------------------------------------- turns to compare
 
 
-def talk(name, first, role="user"):
-    return Conversation(name, (Message(role, first), Message("assistant", "yes")))
+def talk(name, first, role="user", place=0):
+    meta = {SESSION: name.partition("_")[0], PLACE: place}
+    return Conversation(name, (Message(role, first), Message("assistant", "yes")), meta)
 
 
 def test_one_first_turn_a_session():
-    segments = [talk(f"s{i}_{part}", f"turn {i}.{part}") for i in range(6) for part in range(3)]
+    segments = [talk(f"s{i}_{part}", f"turn {i}.{part}", place=part) for i in range(6) for part in range(3)]
     turns = realism.opening_turns(segments, 6, seed=1)
     assert sorted(turns) == [f"turn {i}.0" for i in range(6)]
     assert turns != sorted(turns)
@@ -163,7 +164,7 @@ def test_one_first_turn_a_session():
 
 
 def test_later_segments_and_answers_are_no_openings():
-    later = [talk("a_3", "in the middle"), talk("b_0", "an answer", role="assistant"), talk("c_0/1", "cut off")]
+    later = [talk("a_0", "in the middle", place=3), talk("b_0", "an answer", role="assistant")]
     assert realism.opening_turns([*later, talk("d_0", "an opening")], 1, seed=1) == ["an opening"]
 
 

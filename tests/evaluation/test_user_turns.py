@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import conversations, sft, write_tiny_model
 
-from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Message
+from realm.conversations.conversation import CONTEXT, ENDS_SESSION, PLACE, SESSION, Message
 from realm.core.errors import TooFewError
 from realm.core.metrics import Metrics
 from realm.dialogue.encoder import IGNORED, Encoder, with_ending
@@ -97,7 +97,7 @@ def test_an_ending_is_scored_as_its_end_token(model, encoder, talks):
 
 
 def test_a_session_that_goes_on_is_a_place_too_and_no_ending(model, encoder, talk):
-    parts = [talk("q", "a", id=f"s_0/{i}", meta={"session": "s"}) for i in range(3)]
+    parts = [talk("q", "a", id=f"s_0/{i}", meta={SESSION: "s", PLACE: 2 * i}) for i in range(3)]
     seen = {c.id: c for seed in range(20) for c in user_turns.held_out_segments(parts, encoder, 1, seed)}
     assert sorted(seen) == ["s_0/0", "s_0/1", "s_0/2"]
     assert [bool(seen[name].meta.get(user_turns.GOES_ON)) for name in sorted(seen)] == [True, True, False]
@@ -133,11 +133,23 @@ def test_roleplay_scores_the_same_words_with_the_roles_swapped(model, encoder, t
 def test_held_out_segments_are_one_a_session_and_never_cut(encoder, talk):
     encoder = replace(encoder, max_length=500)
     long = talk("word " * 500, "a", id="long_0")
-    parts = [talk("q", "a", id=f"s{i}_0/{part}", meta={"session": f"s{i}"}) for i in range(5) for part in range(3)]
+    meta = lambda i, part: {SESSION: f"s{i}", PLACE: 2 * part}  # noqa: E731
+    parts = [talk("q", "a", id=f"s{i}_0/{part}", meta=meta(i, part)) for i in range(5) for part in range(3)]
     chosen = user_turns.held_out_segments([*parts, long], encoder, 9, seed=1)
     assert sorted(c.session for c in chosen) == [f"s{i}" for i in range(5)]
     assert chosen == user_turns.held_out_segments([long, *parts[::-1]], encoder, 9, seed=1)
     assert len(user_turns.held_out_segments(parts, encoder, 2, seed=1)) == 2
+
+
+def test_an_ending_that_stands_alone_is_trained_on_and_holds_no_turn_to_score(encoder, talk):
+    asked = talk("q", id="s/0", meta={SESSION: "s"})
+    alone = talk(
+        "so it ends", first="assistant", id="s/1", meta={SESSION: "s", PLACE: 1, CONTEXT: 1, ENDS_SESSION: True}
+    )
+    assert encoder.encode(alone).supervised == 1
+    chosen = {user_turns.held_out_segments([asked, alone], encoder, 1, seed)[0].id for seed in range(20)}
+    assert chosen == {"s/0"}
+    assert user_turns.held_out_segments([alone], encoder, 1, seed=1) == []
 
 
 # ---------------------------------------------------------------- comparing
@@ -221,7 +233,8 @@ def test_the_authors_segments_are_trained_on_without_what_came_before(folder, en
     monkeypatch.setattr(
         controls, "select_rows", lambda cs, *rest: seen.append((cs, rest[-1])) or select_rows(cs, *rest)
     )
-    train_control("plain_segments", [*talks, *inside], encoder, config, tmp_path, 0)
+    alone = [replace(inside[0], messages=inside[0].messages[:1], meta={CONTEXT: 1, ENDS_SESSION: True})]
+    train_control("plain_segments", [*talks, *inside, *alone], encoder, config, tmp_path, 0)
     [(rows, share)] = seen
     assert share is None  # as they come
     assert [c.messages for c in rows] == [c.messages for c in talks] * 2

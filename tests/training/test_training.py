@@ -12,7 +12,7 @@ from tiny_model import SPECIAL, conversations, sft, write_tiny_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from realm.conversations.conversation import Conversation, Message
+from realm.conversations.conversation import PLACE, Conversation, Message
 from realm.dialogue.encoder import IGNORED, Encoder
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT, USER_SYSTEM_PROMPT, chat_format, load_tokenizer
 from realm.evaluation.perplexity import perplexity_of
@@ -204,7 +204,7 @@ def test_select_rows_refuses_when_the_limit_cuts_every_target(tokenizer, chat):
 def opened(count: int, inside: int):
     """Conversations that open their session, and others from within one."""
     made = conversations(count + inside)
-    return [replace(c, id=f"{c.id}/1") if i >= count else c for i, c in enumerate(made)]
+    return [replace(c, id=f"{c.id}/1", meta={PLACE: 2}) if i >= count else c for i, c in enumerate(made)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])

@@ -92,10 +92,17 @@ def linked(size: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     return sorted(members.values(), key=lambda m: (-len(m), m[0]))
 
 
+def _unmarked(conversation: Conversation) -> Conversation:
+    """A mark that a file brought, of our own or of others, names no cluster of this run."""
+    if CLUSTER not in conversation.meta:
+        return conversation
+    return replace(conversation, meta={k: v for k, v in conversation.meta.items() if k != CLUSTER})
+
+
 def near_duplicates(conversations: list[Conversation], threshold: float, drop: bool) -> list[Outcome]:
     """Every member of a cluster carries in ``meta`` the id of its longest one; with ``drop`` only that one stays.
     Clusters are counted by their size."""
-    outcomes = [keep(c) for c in conversations]
+    outcomes = [keep(_unmarked(c)) for c in conversations]
     for cluster in near_duplicate_clusters(conversations, threshold):
         longest = max(cluster, key=lambda i: (sum(len(m.content) for m in conversations[i].messages), -i))
         for i in cluster:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from realm.conversations.conversation import Conversation
+from realm.conversations.conversation import SESSION, Conversation
 from realm.core.errors import TooFewError
 
 EXAMPLES_PER_REASON = 2
@@ -109,7 +109,9 @@ def _run_step(step: Step, conversations: list[Conversation]) -> tuple[list[Conve
 
 
 def _sessions(conversations: Sequence[Conversation]) -> int:
-    return len({c.session for c in conversations})
+    """Before anything is joined, each record is a session of its own, whatever its id."""
+    named = {c.session for c in conversations if SESSION in c.meta}
+    return len(named) + sum(SESSION not in c.meta for c in conversations)
 
 
 def require_left(reports: Sequence[StepReport]) -> None:

@@ -47,7 +47,7 @@ def opening_turns(conversations: Sequence[Conversation], at_most: int, seed: int
     """Opening human turns, one a session, in a seeded order: no session counts twice."""
     openings: dict[str, str] = {}
     for conversation in filter(lambda c: c.opens_session, conversations):
-        openings.setdefault(conversation.session, conversation.messages[0].content)
+        openings.setdefault(conversation.session, conversation.turns("user")[0])
     sessions = sorted(openings)
     order = np.random.default_rng(seed).permutation(len(sessions))
     return [openings[sessions[i]] for i in order[:at_most]]

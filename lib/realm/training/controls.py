@@ -25,7 +25,8 @@ def train_control(
     same budget of tokens, same seed. Resumes from ``folder``/control_KIND. Raises TrainingError."""
     share = config.opening_share
     if kind == "plain_segments":
-        conversations, share = [without_context(c) for c in conversations], None
+        plain = map(without_context, conversations)
+        conversations, share = [c for c in plain if c.messages], None
     else:
         encoder = replace(encoder, supervise=kind)
     chosen = select_rows(conversations, encoder, config.max_train_tokens, seed, share)
