@@ -98,7 +98,8 @@ def test_an_ending_is_scored_as_its_end_token(model, encoder, talks):
 
 def test_a_session_that_goes_on_is_a_place_too_and_no_ending(model, encoder, talk):
     parts = [talk("q", "a", id=f"s_0/{i}", meta={SESSION: "s", PLACE: 2 * i}) for i in range(3)]
-    seen = {c.id: c for seed in range(20) for c in user_turns.held_out_segments(parts, encoder, 1, seed)}
+    drawn = [user_turns.held_out_segments([*parts, talk("q", id="t")], encoder, 2, seed) for seed in range(20)]
+    seen = {c.id: c for chosen in drawn for c in chosen if c.session == "s"}
     assert sorted(seen) == ["s_0/0", "s_0/1", "s_0/2"]
     assert [bool(seen[name].meta.get(user_turns.GOES_ON)) for name in sorted(seen)] == [True, True, False]
     found = user_turns.score_turns(model, [seen[name] for name in sorted(seen)], encoder, "test")
@@ -147,9 +148,9 @@ def test_an_ending_that_stands_alone_is_trained_on_and_holds_no_turn_to_score(en
         "so it ends", first="assistant", id="s/1", meta={SESSION: "s", PLACE: 1, CONTEXT: 1, ENDS_SESSION: True}
     )
     assert encoder.encode(alone).supervised == 1
-    chosen = {user_turns.held_out_segments([asked, alone], encoder, 1, seed)[0].id for seed in range(20)}
-    assert chosen == {"s/0"}
-    assert user_turns.held_out_segments([alone], encoder, 1, seed=1) == []
+    made = [asked, alone, talk("q", id="t"), replace(alone, id="u/1", meta=alone.meta | {SESSION: "u"})]
+    drawn = [user_turns.held_out_segments(made, encoder, 3, seed) for seed in range(20)]
+    assert all(sorted(c.id for c in chosen) == ["s/0", "t"] for chosen in drawn)
 
 
 # ---------------------------------------------------------------- comparing
