@@ -117,19 +117,21 @@ def _authors_split(conversations: list[Conversation], encoder: Encoder) -> list[
 def alternate(conversation: Conversation) -> Outcome:
     """Turns alternate from a user turn, none empty: leading answers and system turns are taken off, and what
     follows the first turn that is empty or out of turn is cut off."""
-    messages = [m for m in conversation.messages if m.role != "system"]
-    opening = next((i for i, m in enumerate(messages) if m.role == "user"), len(messages))
-    messages = [Message(m.role, m.content.strip()) for m in messages[opening:]]
+    places = [i for i, m in enumerate(conversation.messages) if m.role != "system"]
+    opening = next((at for at, i in enumerate(places) if conversation.messages[i].role == "user"), len(places))
+    places = places[opening:]
+    messages = [Message(m.role, m.content.strip()) for m in (conversation.messages[i] for i in places)]
     if not messages:
         return Outcome([], "no user turn")
     good, stop = _well_formed(messages)
     if not good:
         return Outcome([], stop)
     if good < len(messages):
-        meta = {k: v for k, v in conversation.meta.items() if k != ENDS_SESSION}
-        return Outcome([replace(conversation, messages=tuple(messages[:good]), meta=meta)], f"cut off: {stop}")
+        kept = conversation.with_turns(places[:good])
+        meta = {k: v for k, v in kept.meta.items() if k != ENDS_SESSION}
+        return Outcome([replace(kept, messages=tuple(messages[:good]), meta=meta)], f"cut off: {stop}")
     reason = "" if len(messages) == len(conversation.messages) else "leading answer or system turn taken off"
-    return Outcome([replace(conversation, messages=tuple(messages))], reason)
+    return Outcome([replace(conversation.with_turns(places), messages=tuple(messages))], reason)
 
 
 def _well_formed(messages: Sequence[Message]) -> tuple[int, str]:

@@ -6,7 +6,8 @@ On disk it is the Hub's and OpenAI's chat layout, one JSON object a line:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -50,6 +51,12 @@ class Conversation:
         first = next((m.role for m in self.messages if m.role != "system"), None)
         return first == "user" and not self.meta.get(PLACE)
 
+    @property
+    def cut_turns(self) -> set[int]:
+        """Indices of the turns that stop in the middle, at a limit of tokens or by a guardrail."""
+        marked = self.meta.get(CUT_TURNS)
+        return {i for i in marked if type(i) is int} if isinstance(marked, (list, tuple)) else set()
+
     def turns(self, role: str) -> list[str]:
         return [m.content for m in self.messages if m.role == role]
 
@@ -57,6 +64,13 @@ class Conversation:
     def rounds(self) -> int:
         """User turns that were answered."""
         return sum(a.role == "user" and b.role == "assistant" for a, b in pairwise(self.messages))
+
+    def with_turns(self, kept: Sequence[int], before: Sequence[Message] = ()) -> Conversation:
+        """The turns of these indices, after others that stand ``before``; marks of cut turns go along."""
+        own = {place: new for new, place in enumerate(kept, len(before))}
+        cut = [new for place, new in own.items() if place in self.cut_turns]
+        meta = {k: v for k, v in self.meta.items() if k != CUT_TURNS} | ({CUT_TURNS: cut} if cut else {})
+        return replace(self, messages=(*before, *(self.messages[i] for i in kept)), meta=meta)
 
     def to_record(self) -> dict[str, Any]:
         messages = [{"role": m.role, "content": m.content} for m in self.messages]

@@ -43,13 +43,14 @@ def _in_context(whole: Conversation, segment: Conversation, place: int, encoder:
     if not encoder.context or [m.role for m in turns] != ["assistant", "user"]:
         return segment
     before = Message("assistant", encoder.last_tokens(turns[0].content, encoder.context))
-    return replace(segment, messages=(before, *segment.messages), meta=segment.meta | {CONTEXT: 1})
+    shown = segment.with_turns(range(len(segment.messages)), before=[before])
+    return replace(shown, meta=shown.meta | {CONTEXT: 1})
 
 
 def without_context(segment: Conversation) -> Conversation:
     """A segment's own turns alone; none are left of an ending that stands alone."""
-    meta = {key: value for key, value in segment.meta.items() if key != CONTEXT}
-    return replace(segment, messages=segment.messages[segment.meta.get(CONTEXT, 0) :], meta=meta)
+    own = segment.with_turns(range(segment.meta.get(CONTEXT, 0), len(segment.messages)))
+    return replace(own, meta={key: value for key, value in own.meta.items() if key != CONTEXT})
 
 
 def ending_alone(segment: Conversation, encoder: Encoder) -> Conversation | None:
@@ -67,7 +68,8 @@ def ending_alone(segment: Conversation, encoder: Encoder) -> Conversation | None
     if shown < 1:
         return None
     answer = Message("assistant", encoder.last_tokens(segment.messages[-1].content, shown))
-    return replace(segment, messages=(answer,), meta=segment.meta | {CONTEXT: 1})
+    bare = segment.with_turns([], before=[answer])
+    return replace(bare, meta=bare.meta | {CONTEXT: 1})
 
 
 def _own_turns(conversation: Conversation, lengths: list[int]) -> list[int]:
@@ -99,16 +101,17 @@ def cut_apart(conversation: Conversation, groups: Sequence[Sequence[int]]) -> li
     if len(groups) == 1 and len(groups[0]) == len(conversation.messages):
         return [conversation]
     inside = {k: v for k, v in conversation.meta.items() if k != ENDS_SESSION} | {SESSION: conversation.session}
-    before = conversation.meta.get(PLACE, 0)
-    ending = {ENDS_SESSION: True} if conversation.meta.get(ENDS_SESSION) else {}
     return [
-        Conversation(
-            f"{conversation.id}/{number}",
-            tuple(conversation.messages[i] for i in group),
-            inside | {PLACE: before + group[0]} | (ending if group[-1] == len(conversation.messages) - 1 else {}),
-        )
-        for number, group in enumerate(groups)
+        _part(replace(conversation, meta=inside), conversation, number, group) for number, group in enumerate(groups)
     ]
+
+
+def _part(inside: Conversation, whole: Conversation, number: int, group: Sequence[int]) -> Conversation:
+    part = inside.with_turns(group)
+    meta = part.meta | {PLACE: whole.meta.get(PLACE, 0) + group[0]}
+    if whole.meta.get(ENDS_SESSION) and group[-1] == len(whole.messages) - 1:
+        meta[ENDS_SESSION] = True
+    return replace(part, id=f"{whole.id}/{number}", meta=meta)
 
 
 def _units(conversation: Conversation, lengths: list[int], room: int) -> Iterator[list[int]]:
