@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from realm.conversations.conversation import Conversation, ConversationFileError, Message
-from realm.conversations.readers import EXAMPLES_KEPT, ReadReport, load_conversations, read_conversations
+from realm.conversations.readers import ReadReport, load_conversations, read_conversations
+from realm.conversations.report import EXAMPLES_KEPT
 from realm.conversations.writers import write_conversations, write_sharegpt
 
 NAMES = {"user": "human", "assistant": "gpt"}
@@ -158,7 +159,7 @@ def test_an_instruction_is_a_conversation_of_one_round(tmp_path, records, contai
         ({"instruction": None, "input": "text", "output": "So."}, "null or non-string content"),
         ({"instruction": "Why?", "input": ["text"], "output": "So."}, "null or non-string content"),
         ({"instruction": "Why?\x00", "output": "So."}, "NUL byte"),
-        ({"prompt": "Why?", "output": "So."}, "no turns"),
+        ({"prompt": "Why?", "score": 1}, "no turns"),
     ],
 )
 def test_a_defect_of_an_instruction_is_counted(tmp_path, record, defect):
@@ -264,7 +265,9 @@ def test_an_object_that_is_no_conversation_counts_as_having_no_turns(tmp_path):
 
 
 def fake_hub(monkeypatch, load) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    one_file = SimpleNamespace(config=SimpleNamespace(data_files={"train": ["hf://datasets/someone/talks/a.json"]}))
+    library = SimpleNamespace(load_dataset=load, load_dataset_builder=lambda name, **options: one_file)
+    monkeypatch.setitem(sys.modules, "datasets", library)
 
 
 def test_a_name_with_one_slash_is_a_hub_data_set(monkeypatch):
@@ -477,7 +480,7 @@ def test_a_cut_file_is_a_row_of_the_table_with_its_place(tmp_path, whole, ending
     ] * cut
 
 
-@pytest.mark.parametrize("more", [as_array(GOOD), as_lines(GOOD[:1]), b"x"])
+@pytest.mark.parametrize("more", [as_lines(GOOD[:1]), b"x"])
 def test_what_follows_an_array_is_a_defect_and_no_silent_loss(tmp_path, more):
     data = as_array(GOOD) + b"\n" + more
     conversations, report = read_bytes(tmp_path, data)
