@@ -74,6 +74,7 @@ LEFT_OUT_KEYS = {
 
 # ---- a turn
 ROLE_KEYS = ("role", "from", "speaker", "author", "sender", "participant", "type")
+PLAIN_TURNS = (("role", "content"), ("from", "value"))  # nearly all of them
 NAMING_KEYS = ("speaker", "author", "sender", "participant")  # may hold a name; SYSTEM there is who answers USER
 IS_USER_KEYS = ("is_human", "is_user", "isUser", "isHuman", "isCreatedByUser", "from_user")
 TEXT_KEYS = ("content", "value", "text", "utterance", "message", "parts", "mes", "data")
@@ -101,6 +102,8 @@ def role_of(name: Any) -> str | None:
     """user, assistant, system or tool; None for a name that the table does not know."""
     if not isinstance(name, str):
         return None
+    if name in ROLE_ALIASES:
+        return ROLE_ALIASES[name]
     plain = name.strip(_AROUND_A_ROLE).lower()
     return ROLE_ALIASES.get(plain) or ROLE_ALIASES.get(re.sub(r"[\s-]+", "_", plain))
 

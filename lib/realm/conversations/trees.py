@@ -10,6 +10,7 @@ from realm.conversations import layouts
 from realm.conversations.turns import Turn, kind_of, named, turn_of
 
 PARENT_KEYS = ("parent_id", "parentMessageId", "parent_message_id", "parent_message_uuid", "parent")
+_LINKING = {*PARENT_KEYS, *layouts.REPLIES_KEYS}
 NAME_KEYS = ("message_id", "messageId", "uuid", "id")
 
 
@@ -117,7 +118,9 @@ def _links(rows: Sequence[dict[str, Any]]) -> tuple[str | None, str | None]:
 
 def is_linked(turns: Any) -> bool:
     """Whether a list of turns is a tree: one hangs on another, and all but the first name one that is there."""
-    if not isinstance(turns, list) or not turns or not all(layouts.is_turn(turn) for turn in turns):
+    if not isinstance(turns, list) or all(isinstance(t, dict) and _LINKING.isdisjoint(t) for t in turns):
+        return False
+    if not all(layouts.is_turn(turn) for turn in turns):
         return False
     if any(_replies(turn) and all(map(layouts.is_turn, _replies(turn))) for turn in turns):
         return len(turns) == 1

@@ -87,6 +87,10 @@ def _pairs(pairs: Sequence[Sequence[Any]]) -> list[Turn] | None:
 
 def _turns_of_object(turn: dict[str, Any]) -> list[Turn]:
     """The one turn of an object, or the two of a pair, or one for each role that is a key of it."""
+    if len(turn) == 2:
+        for by, said in layouts.PLAIN_TURNS:
+            if isinstance(turn.get(by), str) and said in turn:
+                return [Turn(turn[by], layouts.role_of(turn[by]), turn[said])]
     by = layouts.given(turn, layouts.ROLE_KEYS)
     if by == "type" and layouts.role_of(turn["type"]) is None:
         by = None
