@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class HubChoice:
 
     config: str | None = None
     split: str | None = None
-    data_files: str | list[str] | None = None
+    data_files: str | Sequence[str] | None = None
     revision: str | None = None
 
     @property
@@ -55,7 +56,7 @@ def hub_rows(name: str, choice: HubChoice) -> Iterator[dict[str, Any]]:
         files: list[str] = []
         if not choice.data_files and not choice.config:
             by_split = datasets.load_dataset_builder(name, **options).config.data_files or {}
-            files = [f for part, found in by_split.items() if str(part) == _part(split) for f in found]
+            files = [str(f) for part, found in by_split.items() if str(part) == _part(split) for f in found]
         unlike = _unlike(files)
         if not unlike:
             yield from datasets.load_dataset(name, split=split, streaming=True, **options)
@@ -79,7 +80,8 @@ def _part(split: str) -> str:
 
 def _unlike(files: list[str]) -> list[str]:
     """The names of files that are no shards of one; none where there is one file, or shards."""
-    names = [re.split(r"[/\\]", f)[-1] for f in files]
+    shared = len(os.path.commonprefix([f.rpartition("/")[0] + "/" for f in files]).rpartition("/")[0])
+    names = [f[shared:].lstrip("/") for f in files]
     wholes = {SHARD.sub("", n) if not n.endswith(".parquet") else re.sub(r"\d+", "", SHARD.sub("", n)) for n in names}
     return names if len(wholes) > 1 else []
 

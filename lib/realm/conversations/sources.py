@@ -58,7 +58,7 @@ def _open(source: str | Path, report: ReadReport, hub: HubChoice, progress: bool
             return (Raw(None, row) for row in hub_rows(str(path), hub))
         raise ConversationFileError(f"{source}: is a folder; give the conversation file inside it")
     if hub != NO_CHOICE:
-        raise ConversationFileError(f"{source}: is a file; {', '.join(hub.given)} choose within a Hub data set")
+        raise ConversationFileError(f"{source}: is a file; leave out {', '.join(hub.given)}, for Hub data sets only")
     try:
         with path.open("rb") as handle:
             magic = handle.read(4)

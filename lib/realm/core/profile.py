@@ -54,9 +54,15 @@ class DataInspection(Block):
     ``near_duplicate_threshold``: Jaccard similarity of 5-word shingles from which two sessions are one.
     ``strict``: refuse a file at its first defect, instead of counting and skipping it.
     ``topic_turns``: human opening turns embedded by ``embedder`` and grouped into ``topics`` clusters.
+    ``config``, ``split`` (train unless said), ``data_files`` and ``revision`` choose within a Hub data set, as
+    ``datasets.load_dataset`` takes them; a split of several files that are no shards of one needs ``data_files``.
     """
 
     source: str
+    config: str | None = None
+    split: str | None = None
+    data_files: str | list[str] | None = None
+    revision: str | None = None
     max_conversations: int | None = Field(ge=20)
     strict: bool
     preset: Literal["paper", "fixed"]
@@ -73,6 +79,11 @@ class DataInspection(Block):
     def shares(self) -> dict[str, float]:
         """Side -> its share of the sessions; the rest is for training."""
         return {"test": self.test_share, "valid": self.valid_share, "seeds": self.seeds_share}
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What is chosen within a Hub data set."""
+        return {k: getattr(self, k) for k in ("config", "split", "data_files", "revision")}
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> DataInspection:

@@ -35,9 +35,9 @@ def fingerprint(stage: Stage, profile: Profile, seed: int, folder: Path, *, budg
 
 
 def _own_files(stage: Stage, profile: Profile) -> Iterator[str]:
-    """Files of the user's that a profile names, as absolute paths."""
+    """Files and folders of the user's that a profile names, as absolute paths."""
     for name in (profile.data_inspection.source, profile.simulation.seed_source):
-        if stage.number in ("01", "03") and name not in assets.ASSETS and Path(name).is_file():
+        if stage.number in ("01", "03") and name not in assets.ASSETS and Path(name).exists():
             yield str(Path(name).resolve())
 
 
