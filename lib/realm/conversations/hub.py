@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,10 @@ def _part(split: str) -> str:
 
 def _unlike(files: list[str]) -> list[str]:
     """The names of files that are no shards of one; none where there is one file, or shards."""
-    shared = len(os.path.commonprefix([f.rpartition("/")[0] + "/" for f in files]).rpartition("/")[0])
-    names = [f[shared:].lstrip("/") for f in files]
+    parts = [f.split("/") for f in files]
+    folders = zip(*(p[:-1] for p in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda same: len(set(same)) == 1, folders))
+    names = ["/".join(p[shared:]) for p in parts]
     wholes = {SHARD.sub("", n) if not n.endswith(".parquet") else re.sub(r"\d+", "", SHARD.sub("", n)) for n in names}
     return names if len(wholes) > 1 else []
 

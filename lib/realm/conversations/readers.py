@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from realm.conversations.conversation import MAX_TURN_BYTES, Conversation, Conve
 from realm.conversations.layouts import ID_KEYS, ROW_GROUP_KEYS, TURN_KEYS, given
 from realm.conversations.records import Talk, talk_of
 from realm.conversations.report import ReadReport, shown
-from realm.conversations.sources import NO_CHOICE, HubChoice, Raw, open_records
+from realm.conversations.sources import HubChoice, Raw, open_records
 from realm.conversations.transcripts import INTRODUCTION
 from realm.conversations.turns import Turn, is_of_tools, text_of
 
@@ -24,14 +24,14 @@ def read_conversations(
     report: ReadReport | None = None,
     strict: bool = False,
     progress: bool = False,
-    hub: HubChoice = NO_CHOICE,
+    hub: Mapping[str, Any] | None = None,
     limit: int | None = None,
 ) -> Iterator[Conversation]:
     """Stream conversations from a file, a Parquet table, a Hub data set or a local copy of one.
 
     Container and layout are found by content (``json_stream``, ``layouts``). Memory stays constant: one chunk of
-    about 4 MB and one record. ``hub`` chooses within a Hub data set. At most ``limit`` conversations are yielded: of
-    a Hub data set no more is read, a file is read on for its defects.
+    about 4 MB and one record. ``hub``: what to read of a Hub data set, see ``hub.HubChoice``. At most ``limit``
+    conversations are yielded: of a Hub data set no more is read, a file is read on for its defects.
 
     Every defect is counted in ``report`` with example ids: records that cannot be used are skipped, those with an
     odd structure are noted and kept for the cleaning funnel to decide, and what is left out of a record is noted.
@@ -42,7 +42,7 @@ def read_conversations(
     report = report if report is not None else ReadReport()
     report.path = str(source)
     seen: set[str] = set()
-    for raw in open_records(source, report, hub, progress):
+    for raw in open_records(source, report, HubChoice(**(hub or {})), progress):
         number, report.records = report.records, report.records + 1
         left_out: Counter[str] = Counter()
         conversation, defects = _digest(raw, number, report, left_out)
@@ -95,7 +95,8 @@ def _digest(raw: Raw, number: int, report: ReadReport, left_out: Counter[str]) -
     if not _is_unicode(identifier):
         return None, ["id is no text"]
     meta = record["meta"] if isinstance(record.get("meta"), dict) else {}
-    meta = {k: v for k, v in meta.items() if v is not None}  # Parquet has every key in every record
+    if raw.offset is None:  # a table has every key in every record
+        meta = {k: v for k, v in meta.items() if v is not None}
     defects = _structure_defects(messages)
     if meta and not _is_json(meta):
         meta, defects = {}, [*defects, "meta that cannot be written, left out"]

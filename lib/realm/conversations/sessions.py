@@ -67,7 +67,7 @@ def unknown_ends(report: ReadReport, conversations: Sequence[Conversation]) -> s
             pieces = numbers.get(name, [])
             before = pieces[: bisect_right(pieces, (number or 0, len(conversations)))][-1:]
         cut |= {i for _, i in before}
-    if report.file_defect or report.read > len(conversations):
+    if report.file_defect or report.stopped or report.read > len(conversations):
         cut.add(len(conversations) - 1)
     return {i for i in cut if 0 <= i < len(conversations)}
 

@@ -59,10 +59,6 @@ class DataInspection(Block):
     """
 
     source: str
-    config: str | None = None
-    split: str | None = None
-    data_files: str | list[str] | None = None
-    revision: str | None = None
     max_conversations: int | None = Field(ge=20)
     strict: bool
     preset: Literal["paper", "fixed"]
@@ -74,6 +70,10 @@ class DataInspection(Block):
     embedder: str
     topics: int = Field(ge=2, le=40)
     topic_turns: int = Field(ge=10)
+    config: str | None = None
+    split: str | None = None
+    data_files: str | list[str] | None = None
+    revision: str | None = None
 
     @property
     def shares(self) -> dict[str, float]:
