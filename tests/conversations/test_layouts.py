@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+import zstandard
 from pyarrow import parquet
 
 from realm.conversations.conversation import ConversationFileError
@@ -539,6 +540,43 @@ def test_talks_without_ids_get_one(tmp_path, text):
     conversations, _ = read(path, strict=True)
     assert [c.id for c in conversations] == ["record-0", "record-1"]
     assert all(told(c) in (ONE, TWO) for c in conversations)
+
+
+ARRAY_OF_TURNS = b"".join(json.dumps({"id": f"k{i}", "messages": TURNS}).encode() + b"\n" for i in range(3))
+SKIPPABLE = b"\x5a\x2a\x4d\x18" + (6).to_bytes(4, "little") + b"anyone"
+
+
+@pytest.mark.parametrize("log", [10, 24, 27, 28])
+@pytest.mark.parametrize("before", [b"", SKIPPABLE, SKIPPABLE * 2])
+@pytest.mark.parametrize("between", [b"", SKIPPABLE])
+def test_zstandard_with_frames_of_no_data_and_large_windows(tmp_path, log, before, between):
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=log, enable_ldm=log > 24)
+    # A stream of unknown size states its window; the whole in one call states its size instead.
+    writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    frame = writer.compress(ARRAY_OF_TURNS) + writer.flush()
+    path = tmp_path / "talks.jsonl.zst"
+    path.write_bytes(before + frame + between + zstandard.compress(ARRAY_OF_TURNS.replace(b'"k', b'"m')))
+    conversations, report = read(path, strict=True)
+    assert [c.id for c in conversations] == ["k0", "k1", "k2", "m0", "m1", "m2"]
+    assert report.bytes_read == 2 * len(ARRAY_OF_TURNS)
+
+
+def test_981_dialogues_in_the_layout_of_wildchat_are_981(tmp_path):
+    path = tmp_path / "dialogues.jsonl"
+    with path.open("w", encoding="utf-8") as handle:
+        for i in range(981):
+            said = [*TURNS[:2], {"role": "user", "content": f"{Q2} {i}"}, TURNS[3]][: 2 + i % 3]
+            turns = [{**t, "language": "English", "redacted": False, "turn_identifier": i} for t in said]
+            record = {
+                "conversation_hash": f"{i:032x}",
+                "model": "m",
+                "timestamp": "2023-04-09T00:02:53",
+                "conversation": turns,
+            }
+            handle.write(json.dumps({**record, "turn": 2, "state": None, "header": {"accept-language": "en"}}) + "\n")
+    conversations, report = read(path, strict=True)
+    assert (len(conversations), report.records, report.rows()) == (981, 981, [])
+    assert len({c.id for c in conversations}) == 981
 
 
 # ---------------------------------------------------------------- what is not read, and told
