@@ -404,6 +404,53 @@ LAYOUTS: dict[str, tuple[object, list, dict]] = {
 }
 
 
+LAYOUTS |= {
+    "calls as text": (
+        {
+            "conversations": [
+                {"from": "human", "value": Q},
+                {"from": "gpt", "value": "<tool_call>\n{}\n</tool_call>"},
+                {"from": "tool", "value": "4"},
+                {"from": "gpt", "value": A},
+            ]
+        },
+        ONE,
+        {"tool turn": 2},
+    ),
+    "BELLE": ({"instruction": f"Human:{Q}\nAssistant:{A}\nHuman:{Q2}\nAssistant:", "input": "", "output": A2}, TWO, {}),
+    "a question that quotes a talk": (
+        {"instruction": f"User: hi\nBot: ho\n{Q}", "input": "", "output": A},
+        [("user", f"User: hi\nBot: ho\n{Q}"), ONE[1]],
+        {},
+    ),
+    "a line a turn": ({"conversation": f"Human: {Q}\nAI: {A}\nHuman: {Q2}\nAI: {A2}"}, TWO, {}),
+    "capital keys": ({"Context": Q, "Response": A}, ONE, {}),
+    "PRISM": (
+        {
+            "conversation_id": "c",
+            "conversation_history": [
+                {"turn": 0, "role": "user", "content": Q},
+                {"turn": 0, "role": "model", "content": "no", "if_chosen": False},
+                {"turn": 0, "role": "model", "content": A, "if_chosen": True},
+            ],
+        },
+        ONE,
+        {"other answer": 1},
+    ),
+    "OpenAI responses": (
+        {
+            "input": [{"role": "user", "content": [{"type": "input_text", "text": Q}]}],
+            "output": [
+                {"type": "reasoning", "summary": []},
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": A}]},
+            ],
+        },
+        ONE,
+        {"reasoning part": 1},
+    ),
+}
+
+
 def read(path: Path, **options):
     report = ReadReport()
     return list(read_conversations(path, report=report, **options)), report
@@ -467,6 +514,14 @@ def test_rows_of_message_trees_become_one_talk_a_tree(tmp_path, table):
     conversations, report = read(path)
     assert [(c.id, told(c)) for c in conversations] == [("1", TWO), ("6", ONE)]
     assert (report.records, report.left_out) == (2, {"branch": 1})
+
+
+def test_rows_of_a_tree_may_stand_in_any_order_and_lack_some(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [OASST[2], OASST[0], OASST[1], {**OASST[3], "message_id": "9", "parent_id": "gone"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    [conversation], report = read(path)
+    assert (told(conversation), report.left_out) == (ONE, {"branch": 1, "row without its parent": 1})
 
 
 def test_rows_of_one_talk_each_go_by_their_id(tmp_path):

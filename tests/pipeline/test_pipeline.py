@@ -159,6 +159,17 @@ def test_the_users_own_seed_file_counts(profile, tmp_path):
     assert "03" in changed(before, prints(own, tmp_path))
 
 
+@pytest.mark.usefixtures("same_code")
+def test_the_users_own_folder_counts(profile, tmp_path):
+    talks = tmp_path / "copy" / "data" / "talks.jsonl"
+    talks.parent.mkdir(parents=True)
+    talks.write_text("{}")
+    own = with_value(profile, "data_inspection", source=str(tmp_path / "copy"))
+    before = prints(own, tmp_path)
+    talks.write_text("{} ")
+    assert "01" in changed(before, prints(own, tmp_path))
+
+
 def test_a_code_cell_changes_its_stage_and_a_text_cell_does_not(profile, house):
     before = prints(profile, house)
     path = house / "notebooks" / "02_usergpt_sft.ipynb"

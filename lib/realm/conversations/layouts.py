@@ -73,11 +73,21 @@ LEFT_OUT_KEYS = {
 }
 
 # ---- a turn
-ROLE_KEYS = ("role", "from", "speaker", "author", "sender", "participant", "type")
+ROLE_KEYS = ("role", "from", "speaker", "speaker_idx", "speaker_id", "author", "sender", "participant", "type")
 PLAIN_TURNS = (("role", "content"), ("from", "value"))  # nearly all of them
-NAMING_KEYS = ("speaker", "author", "sender", "participant")  # may hold a name; SYSTEM there is who answers USER
+# These may hold a name; SYSTEM there is who answers USER.
+NAMING_KEYS = (
+    "speaker",
+    "speaker_idx",
+    "speaker_id",
+    "author",
+    "sender",
+    "participant",
+)
 IS_USER_KEYS = ("is_human", "is_user", "isUser", "isHuman", "isCreatedByUser", "from_user")
 TEXT_KEYS = ("content", "value", "text", "utterance", "message", "parts", "mes", "data")
+OTHER_ANSWER = "other answer"  # in place of a role: one that the user did not choose
+CHOSEN_KEYS = ("if_chosen", "is_chosen")
 CALL_KEYS = ("tool_calls", "function_call")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 TEXT_KINDS = ("text", "input_text", "output_text", "multimodal_text", "message", "")
@@ -89,6 +99,7 @@ TOOL_KINDS = frozenset(
 )
 
 # ---- a row that is one turn of a talk
+TOOL_TEXT = re.compile(r"\s*(?:<(tool_call|tool_response|function_call)>.*?</\1>\s*)+", re.S)
 ROW_GROUP_KEYS = (
     *("message_tree_id", "conversation_id", "conv_id", "dialogue_id", "dialog_id", "session_id", "thread_id"),
     *("chat_id", "conversation_hash"),

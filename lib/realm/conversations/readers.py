@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from realm.conversations.conversation import MAX_TURN_BYTES, Conversation, ConversationFileError, Message
-from realm.conversations.layouts import ID_KEYS, ROW_GROUP_KEYS, TURN_KEYS, given
+from realm.conversations.layouts import ID_KEYS, OTHER_ANSWER, ROW_GROUP_KEYS, TURN_KEYS, given
 from realm.conversations.records import Talk, talk_of
 from realm.conversations.report import ReadReport, shown
 from realm.conversations.sources import HubChoice, Raw, open_records
@@ -107,8 +107,8 @@ def _messages(turns: list[Turn], report: ReadReport, left_out: Counter[str]) -> 
     """The messages of a talk, or the first defect; turns of tools and what stands beside a text are left out."""
     messages: list[Message] = []
     for turn in turns:
-        if turn.role == INTRODUCTION:
-            left_out[INTRODUCTION] += 1
+        if turn.role in (INTRODUCTION, OTHER_ANSWER):
+            left_out[turn.role] += 1
             continue
         report.roles[shown(turn.name)] += 1
         if is_of_tools(turn):

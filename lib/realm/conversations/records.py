@@ -8,7 +8,7 @@ from typing import Any
 
 from realm.conversations import layouts, transcripts, trees
 from realm.conversations.layouts import ASSISTANT, SYSTEM, USER, given
-from realm.conversations.turns import Turn, said_by, text_of, turns_of
+from realm.conversations.turns import Turn, kind_of, said_by, text_of, turns_of
 
 DEEPEST = 3  # records within records: a request's body, an export's chat
 
@@ -42,7 +42,9 @@ def talk_of(value: Any, depth: int = 0) -> Talk:
     talk.turns = _under_a_turn_key(value, talk)
     if talk.turns is None:
         talk.turns = _asked_and_said(value, talk) or _transcript(value) or _under_another_key(value)
-    if talk.turns is None and depth < DEEPEST:
+    if not talk.turns and any(isinstance(k, str) and k != k.lower() for k in value) and depth < DEEPEST:
+        talk = talk_of({k.lower() if isinstance(k, str) else k: v for k, v in reversed(value.items())}, DEEPEST)
+    if not talk.turns and depth < DEEPEST:
         inner = [talk_of(value[k], depth + 1) for k in layouts.WRAPPERS if isinstance(value.get(k), dict)]
         talk = next((t for t in inner if t.turns), talk)
     if talk.turns:
@@ -114,7 +116,8 @@ def _asked_and_said(record: dict[str, Any], talk: Talk) -> list[Turn] | None:
     asked, said = given(record, layouts.ASKED_KEYS), given(record, layouts.SAID_KEYS)
     if "instruction" in record and asked in (None, *layouts.MATERIAL_KEYS):
         asked = "instruction"
-    if asked is None and said and isinstance(record.get("context"), list):
+    context = record.get("context")
+    if asked is None and (isinstance(context, list) or (isinstance(context, str) and said in ("response", "reply"))):
         asked = "context"
     if asked == "instruction":
         said = said or next((k for k in layouts.SAID_KEYS if k in record), "output")
@@ -144,12 +147,14 @@ def _rounds(asked: Any, said: Any) -> list[Turn] | None:
 
 def _question(record: dict[str, Any], asked: str) -> list[Turn]:
     question = _read_if_turns(record[asked])
-    if isinstance(question, (list, dict)) or (isinstance(question, str) and transcripts.turns_in(question)):
+    if isinstance(question, str):
+        inner = [said_by(*turn) for turn in transcripts.waiting_turns(question)]
+    else:
         inner = talk_of(question, DEEPEST).turns if isinstance(question, dict) else turns_of(question)
-        if inner:
-            return inner
-        if isinstance(question, dict):
-            return [said_by(USER, question)]
+    if inner:
+        return inner
+    if isinstance(question, dict):
+        return [said_by(USER, question)]
     material_key = given(record, tuple(k for k in layouts.MATERIAL_KEYS if k != asked)) if asked != "input" else None
     material = record[material_key] if material_key else ""
     if not isinstance(question, str) or not isinstance(material, str):
@@ -165,16 +170,18 @@ def _answer(said: Any, talk: Talk) -> list[Turn]:
     if isinstance(said, dict):
         choices = said.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            talk.left_out["other answer"] += len(choices) - 1
+            talk.left_out[layouts.OTHER_ANSWER] += len(choices) - 1
             said = choices[0].get("message", choices[0])
         inner = turns_of([said]) if layouts.is_turn(said) else talk_of(said, DEEPEST).turns
         return inner or [said_by(ASSISTANT, _text_within(said))]
     if isinstance(said, list) and said:
-        if layouts.is_turn(said[0]):
-            return turns_of(said) or [said_by(ASSISTANT, None)]
+        turns = [item for item in said if layouts.is_turn(item)]
+        if turns:
+            talk.left_out.update(f"{kind_of(item)} part" for item in said if not layouts.is_turn(item))
+            return turns_of(turns) or [said_by(ASSISTANT, None)]
         best = min(said, key=lambda x: x.get("rank", 1e9) if isinstance(x, dict) else 1e9)
         if isinstance(_text_within(best), str):
-            talk.left_out["other answer"] += len(said) - 1
+            talk.left_out[layouts.OTHER_ANSWER] += len(said) - 1
             return [said_by(ASSISTANT, _text_within(best))]
         return [said_by(ASSISTANT, None)]
     if isinstance(said, str):

@@ -33,10 +33,12 @@ STYLES = (
     Style(re.compile(r"<(human|bot|user|assistant)>:\s?", re.I)),
     Style(re.compile(rf"### ?({_ROLES}|instruction|response):[ \t]*\n?", re.I), ("</s>",), opening=False),
     Style(re.compile(r"(?:\A\s*|\n\n)(Human|Assistant|H|A):[ \t]?")),
+    Style(re.compile(r"(?:\A\s*|\n)(human|user|ai|assistant|bot|gpt):[ \t]?", re.I)),
     Style(re.compile(r"(?:\A\s*|(?<=[\s>]))(USER|ASSISTANT):[ \t]?"), ("</s>",), opening=False),
 )
 LLAMA = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=\[INST\]|\Z)", re.S)
 LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.S)
+WAITS = re.compile(r"(?:\b(?:assistant|ai|gpt|bot|model)[\]|>:]*|\[/INST\]|\nA:)\s*\Z", re.I)
 BEGINNINGS = ("<s>", "<|begin_of_text|>", "<bos>")
 PREFIX = re.compile(rf"\s*({_ROLES})\s?:\s+", re.I)
 OTHER_NAMES = {"h": USER, "a": ASSISTANT, "instruction": USER, "response": ASSISTANT}
@@ -88,6 +90,11 @@ def _llama(text: str) -> Iterator[tuple[str, str]]:
         answer = said.strip().removesuffix("<s>").rstrip().removesuffix("</s>").rstrip()
         if answer:
             yield ASSISTANT, answer
+
+
+def waiting_turns(text: str) -> list[tuple[str, str]]:
+    """The turns of a prompt that ends where the assistant is to speak; none for a question that quotes a talk."""
+    return turns_in(text) if WAITS.search(text[-40:]) else []
 
 
 def prefixed(text: str) -> tuple[str, str] | None:

@@ -117,7 +117,7 @@ def _links(rows: Sequence[dict[str, Any]]) -> tuple[str | None, str | None]:
 
 
 def is_linked(turns: Any) -> bool:
-    """Whether a list of turns is a tree: one hangs on another, and all but the first name one that is there."""
+    """Whether a list of turns is a tree: all but its root name one that is there, or rows say so."""
     if not isinstance(turns, list) or all(isinstance(t, dict) and _LINKING.isdisjoint(t) for t in turns):
         return False
     if not all(layouts.is_turn(turn) for turn in turns):
@@ -126,7 +126,10 @@ def is_linked(turns: Any) -> bool:
         return len(turns) == 1
     name, parent = _links(turns)
     names = {str(turn.get(name)) for turn in turns}
-    return bool(name and parent) and all(str(turn.get(parent)) in names for turn in turns[1:])
+    if not (name and parent):
+        return False
+    orphans = sum(str(turn.get(parent)) not in names for turn in turns)
+    return orphans == 1 or (orphans > 1 and "message_tree_id" in turns[0])
 
 
 def who_says(row: dict[str, Any]) -> tuple[str | None, str | None]:

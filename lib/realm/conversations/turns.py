@@ -118,6 +118,8 @@ def turn_of(turn: dict[str, Any], by: str | None, flag: str | None = None) -> Tu
         role = f"named {name}"
     elif role == SYSTEM and naming:
         role = f"named {SYSTEM}"  # until it is known whether somebody else is the assistant
+    if any(turn.get(k) is False for k in layouts.CHOSEN_KEYS):
+        role = layouts.OTHER_ANSWER
     calls = any(turn.get(k) for k in layouts.CALL_KEYS)
     reasons = any(turn.get(k) for k in layouts.REASONING_KEYS)
     return Turn(name, role, content_of(turn), calls, reasons)
@@ -198,7 +200,7 @@ def is_of_tools(turn: Turn) -> bool:
     if turn.role == TOOL:
         return True
     if isinstance(turn.content, str) and not turn.calls:
-        return False
+        return turn.content.lstrip()[:1] == "<" and bool(layouts.TOOL_TEXT.fullmatch(turn.content))
     parts = turn.content if isinstance(turn.content, list) else []
     said = text_of(turn.content, Counter())
     asks = turn.calls or any(kind_of(p) in layouts.TOOL_KINDS for p in parts)
