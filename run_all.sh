@@ -12,7 +12,8 @@ usage: ./run_all.sh [options]
   --only NN        run this stage alone
   --force          run stages even if their inputs, profile block and code did not change
   --dry-run        validate the profile and print the stages: what each reads and writes, what would be skipped;
-                   and for the two training stages parameters, memory, tokens, steps and a range of time
+                   for the two training stages parameters, memory, tokens, steps and a range of time; and what is to
+                   be downloaded
   --gpus N         with --dry-run: GPUs to estimate for (default: 4 for a full fine-tune, else 1)
   --publish        make a finished run a reference: its figures and metrics to figures/ (profiles other than cpu: to
                    figures/<profile>/), the README's results block
@@ -69,7 +70,7 @@ if [ -n "$DRY_RUN" ]; then
   exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --from "$FROM" ${ONLY:+--stage "$ONLY"} ${GPUS:+--gpus "$GPUS"} ${FORCE[@]+"${FORCE[@]}"}
 fi
 "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --stage 01 >/dev/null  # a broken profile stops here
-"$PYTHON" -m realm.models.assets --quiet                                   # data and models: fetched once, verified each time
+"$PYTHON" -m realm.models.assets --quiet --profile "$PROFILE"              # data and models: fetched once, verified each time
 if [ -n "$TEST" ]; then
   exec "$PYTHON" -m pytest
 fi

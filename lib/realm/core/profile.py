@@ -154,7 +154,8 @@ class Endpoint(Block):
     """Anything that speaks the OpenAI chat protocol.
 
     ``engine``: ``llama.cpp``, ``transformers`` or ``vllm`` start a local server for ``model`` (an asset
-    name, a folder, or ``stage:02_usergpt_sft``); ``api`` talks to ``base_url``, where ``model`` is the name
+    name, a folder, or ``stage:02_usergpt_sft``; for ``llama.cpp`` also a GGUF file, or ``repository:file`` of one on
+    the Hub); ``api`` talks to ``base_url``, where ``model`` is the name
     that the service knows and ``api_key_env`` the environment variable that holds the key.
     At most ``concurrency`` requests are in flight; ``requests_per_minute`` spaces their starts, null does not.
     Each shard of a simulation has both for itself.

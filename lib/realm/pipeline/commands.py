@@ -15,7 +15,7 @@ from realm.core.files import ArtefactError, read_json
 from realm.core.metrics import Metrics
 from realm.core.profile import SFT, Profile, ProfileError, load_profile, profile_path, run_folder
 from realm.core.secrets import register_secret
-from realm.models import estimate
+from realm.models import assets, estimate
 from realm.pipeline import stages
 from realm.pipeline.identity import is_done
 from realm.pipeline.runner import run_lock, run_stage
@@ -78,6 +78,7 @@ def _dispatch(given: argparse.Namespace) -> None:
             print(describe(stage, profile, folder, given.force))
         if text := estimates(chosen, profile, folder, given.gpus):
             print(text)
+        print(assets.to_fetch(profile))
         return
     with run_lock(folder):
         if given.stage:

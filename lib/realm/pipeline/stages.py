@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from realm.core.files import REPOSITORY, ArtefactError, file_sha256, write_json
 from realm.core.manifest import TRAINED_ON, manifest
 from realm.core.metrics import Metrics
-from realm.core.profile import Profile, ProfileError, load_profile, run_folder
+from realm.core.profile import Endpoint, Profile, ProfileError, load_profile, run_folder
 from realm.models import assets
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -120,15 +120,27 @@ class Run:
     def finish(self, asset_names: list[str], trained_on: Sequence[str] = ()) -> Path:
         """Write the manifest and, last, the metrics; returns the metrics' path.
 
+        Its assets are those named and the GGUF files that the stage's endpoints serve, each with its SHA-256.
         ``trained_on``: artefacts of the run, as ``path`` takes them, that nothing evaluated later may come from.
         """
         values = self.stage.values(self.profile)
-        written = manifest(self.seed, values, assets.hashes(asset_names))
+        served = [e.model for part in self.stage.parts(self.profile).values() for e in _endpoints(part)]
+        known = assets.hashes(asset_names) | assets.gguf_hashes(served)
+        written = manifest(self.seed, values, known)
         write_json(
             self.out / "manifest.json",
             {**written, TRAINED_ON: {name: file_sha256(self.path(name)) for name in trained_on}},
         )
         return self.metrics.save(self.out)
+
+
+def _endpoints(part: Any) -> Iterator[Endpoint]:
+    """The endpoints that start a server in a part of a profile."""
+    if isinstance(part, Endpoint):
+        yield from [part] if part.engine != "api" else []
+    elif isinstance(part, BaseModel | dict):
+        for _, inner in part if isinstance(part, BaseModel) else part.items():
+            yield from _endpoints(inner)
 
 
 def open_run(number: str, profile: str, run_dir: str | None = None, seed: int | None = None) -> Run:

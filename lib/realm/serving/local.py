@@ -57,7 +57,9 @@ def reach(endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, 
     if endpoint.engine == "api":
         yield Address(endpoint.base_url, endpoint.model, _key_from(endpoint.api_key_env))
         return
-    folder, vocabulary = resolve_model(endpoint.model, run_folder)
+    # A GGUF file is served as it is, whatever its architecture.
+    served = assets.gguf_of(endpoint.model) if endpoint.engine == "llama.cpp" else None
+    folder, vocabulary = (served, None) if served else resolve_model(endpoint.model, run_folder)
     with local_server(endpoint, folder, vocabulary, log_folder / f"{role}.log", share=share) as address:
         yield address
 
@@ -91,7 +93,7 @@ def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
 def local_server(
     endpoint: Endpoint, folder: Path, vocabulary: Path | None, log: Path, *, share: int = 1
 ) -> Iterator[Address]:
-    """Serve a model folder on free loopback ports, by one process; yields when it is healthy, and always ends it.
+    """Serve a model folder, or a GGUF file, on free loopback ports; yields when it is healthy, and always ends it.
 
     It ends with this process, however this one ends. Raises EndpointError with the log's last line and its place
     if the server does not come up.
@@ -99,9 +101,10 @@ def local_server(
     key = secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
     # The other engines batch in one server, which has all cores of the endpoint, as for one request.
     at_once = endpoint.concurrency if endpoint.engine == "llama.cpp" else 1
-    division = llama_cpp.division(at_once, cpu_count(), share)
+    program = llama_cpp.native_program() if endpoint.engine == "llama.cpp" else None
+    division = (llama_cpp.native_division if program else llama_cpp.division)(at_once, cpu_count(), share)
     ports = _free_ports(division.servers)
-    command, name = _command(endpoint, folder, vocabulary, ports, division)
+    command, name = _command(endpoint, folder, vocabulary, ports, division, program)
     environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     if endpoint.engine == "transformers":
@@ -131,21 +134,28 @@ def local_server(
 
 
 def _command(
-    endpoint: Endpoint, folder: Path, vocabulary: Path | None, ports: Sequence[int], division: llama_cpp.Division
+    endpoint: Endpoint,
+    folder: Path,
+    vocabulary: Path | None,
+    ports: Sequence[int],
+    division: llama_cpp.Division,
+    program: str | None,
 ) -> tuple[list[str], str]:
     """The engine's command line and the name under which it serves the model."""
     if endpoint.engine == "llama.cpp":
-        # Beside a model of ours; beside the cached asset otherwise: written once either way.
-        gguf = export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
+        # A model of ours is written beside its folder, once.
+        gguf = folder if folder.is_file() else export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
+        name = (folder.stem if folder.is_file() else folder.name).replace(",", "-")  # a comma would part two names
         options = {
             "--model": gguf,
-            "--name": folder.name,
+            "--name": name,
             "--slots": division.slots,
             "--context-length": endpoint.context_length,
             "--threads": division.threads,
+            **({"--program": program} if program else {}),
         }
         words = [str(word) for pair in options.items() for word in pair]
-        return [sys.executable, "-m", "realm.serving.llama_cpp", *words, "--ports", *map(str, ports)], folder.name
+        return [sys.executable, "-m", "realm.serving.llama_cpp", *words, "--ports", *map(str, ports)], name
     if endpoint.engine == "transformers":
         program = _program("transformers")
         return [
@@ -198,9 +208,7 @@ def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if guard.poll() is not None:
-            raise EndpointError(
-                "unreachable", f"{address.model}: the server ended at start: {_last_line(log)}; see {log}"
-            )
+            raise EndpointError("unreachable", f"{address.model}: the server ended at start: {_reason(log)}; see {log}")
         try:
             while waiting:
                 with urllib.request.urlopen(waiting[0], timeout=5):
@@ -211,6 +219,6 @@ def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
     raise EndpointError("unreachable", f"{address.model}: no sign of health in {START_SECONDS} s; see {log}")
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:200] if lines else "no output"
+def _reason(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    return (llama_cpp.complaint(text) or (text.splitlines() or ["no output"])[-1])[:200]

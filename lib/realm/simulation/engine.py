@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from realm.core import profile
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import ChatFormat
 from realm.serving.client import Client, EndpointError, Reply, together
+from realm.serving.counting import TokenCounter
 from realm.simulation import guardrails
 from realm.simulation.breaker import DOWN_AFTER, Breaker
 from realm.simulation.budget import Ledger
@@ -56,6 +57,7 @@ class Simulation:
     guardrails: profile.Guardrails
     budget: profile.Budget
     responder_system: str = RESPONDER_SYSTEM_PROMPT
+    counters: Mapping[str, TokenCounter] = field(default_factory=dict)  # role -> of a server with its own tokenizer
     resumed_turns: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class Simulation:
     async def _hold(self, start: Start, bar: tqdm) -> EndReason:
         async with self._room:
             said = [*start.opening, *self.journal.turns(start.id)]
-            while (ending := self._ending(said)) is None:
+            while (ending := await self._ending(said)) is None:
                 message = await self._next_turn(start, said)
                 if isinstance(message, Ending):
                     ending = message
@@ -108,7 +110,7 @@ class Simulation:
         bar.update()
         return ending.reason
 
-    def _ending(self, said: list[Message]) -> Ending | None:
+    async def _ending(self, said: list[Message]) -> Ending | None:
         """Reasons that can be seen before anything is sent."""
         if said and said[-1].role == "assistant" and sum(m.role == "user" for m in said) >= self.max_rounds:
             return Ending(EndReason.MAX_ROUNDS)
@@ -116,7 +118,7 @@ class Simulation:
         if client is None:  # a script goes on whatever was said
             return None
         room = client.endpoint.context_length - client.endpoint.max_new_tokens
-        return Ending(EndReason.CONTEXT_FULL) if self._tokens(said) > room else None
+        return Ending(EndReason.CONTEXT_FULL) if await self._length(said) > room else None
 
     def _client(self, role: str) -> Client | None:
         return self.user if role == "user" else self.responder
@@ -126,6 +128,12 @@ class Simulation:
         if speaker(said) == "user":
             return self.simulator.messages(said)
         return [Message("system", self.responder_system), *said]
+
+    async def _length(self, said: Sequence[Message]) -> int:
+        """Tokens of that request, by its server where that has a tokenizer of its own; else as we count them."""
+        counter = self.counters.get(speaker(said))
+        counted = await counter(self._request(said)) if counter else None
+        return self._tokens(said) if counted is None else counted
 
     def _tokens(self, said: Sequence[Message]) -> int:
         """Tokens of that request, by the template that its server fills in."""

@@ -15,13 +15,15 @@ from typing import Any
 from realm.conversations.conversation import Conversation
 from realm.core import profile
 from realm.core.errors import exit_code
-from realm.core.profile import Profile, load_profile, run_folder
+from realm.core.profile import Endpoint, Profile, load_profile, run_folder
 from realm.core.secrets import register_secret
 from realm.dialogue.encoder import encoder_of
 from realm.dialogue.format import ChatFormat
+from realm.models import assets
 from realm.models.assets import AssetError
 from realm.models.gguf import ConversionError
 from realm.serving.client import Client, EndpointError
+from realm.serving.counting import TokenCounter
 from realm.serving.local import connect
 from realm.simulation.budget import dollars, estimate, share
 from realm.simulation.endings import SimulationError
@@ -32,6 +34,7 @@ from realm.simulation.plan import Shard, Start, starts_of
 from realm.simulation.simulators import SIMULATORS, USERGPT
 
 STAGE_FOLDER = "03_simulation"
+ROLES = {"user": "user", "responder": "assistant"}  # whose turns an endpoint speaks
 SHOWN = 100  # rejected answers that a run's outcome holds
 # These change what a run costs or how fast it is, never what is said: they may differ when it goes on.
 NOT_IDENTITY = {"free", "seeded", "budget"}
@@ -95,11 +98,15 @@ async def _hold_all(
     sides = {role: e for role, e in (("user", config.user), ("responder", config.responder)) if e}
     local = sum(e.engine != "api" for e in sides.values())
     clients: dict[str, Client] = {}
+    counters: dict[str, TokenCounter] = {}
     async with contextlib.AsyncExitStack() as stack:
         # Services first: a wrong key must not show only after a local server has loaded its weights.
         for role, endpoint in sorted(sides.items(), key=lambda side: side[1].engine != "api"):
             place = connect(endpoint, role, folder, logs, share=local)
             clients[role] = await stack.enter_async_context(place)
+            if own_tokenizer(endpoint, chosen.usergpt_sft.base_model):
+                counters[ROLES[role]] = TokenCounter(clients[role].address)
+                stack.push_async_callback(counters[ROLES[role]].close)
         engine = Simulation(
             simulator,
             clients.get("user"),
@@ -111,8 +118,15 @@ async def _hold_all(
             chat,
             config.guardrails,
             budget,
+            counters=counters,
         )
         await engine.run(starts)
+
+
+def own_tokenizer(endpoint: Endpoint, base_model: str) -> bool:
+    """Whether a GGUF file is served whose tokenizer is another than the one that conversations are counted with."""
+    ours = endpoint.model == base_model or endpoint.model.startswith(("stage:", "base:"))
+    return endpoint.engine == "llama.cpp" and not ours and assets.gguf_of(endpoint.model) is not None
 
 
 def _require_plain(starts: Sequence[Start], chat: ChatFormat) -> None:
