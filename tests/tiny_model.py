@@ -76,10 +76,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_vocabulary(path: Path, model: LlamaForCausalLM, end: str = SPECIAL[2]) -> None:
-    """A GGUF of the same shape with other weights: what the base model's packaged file is to a fine-tuned one."""
+def write_vocabulary(
+    path: Path,
+    model: LlamaForCausalLM,
+    end: str = SPECIAL[2],
+    architecture: str = "llama",
+    template: str = "{{ 'unflipped' }}",
+) -> None:
+    """A GGUF of the same shape with other weights: what the base model's packaged file is to a fine-tuned one.
+
+    ``architecture`` qwen2 differs by biases, which are zero too.
+    """
     c = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(512)
     writer.add_embedding_length(c.hidden_size)
     writer.add_block_count(c.num_hidden_layers)
@@ -91,11 +100,14 @@ def write_vocabulary(path: Path, model: LlamaForCausalLM, end: str = SPECIAL[2])
     writer.add_rope_dimension_count(c.hidden_size // c.num_attention_heads)
     writer.add_vocab_size(c.vocab_size)
     _add_tokenizer(writer, end)
-    writer.add_chat_template("{{ 'unflipped' }}")
+    writer.add_chat_template(template)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
     for name, value in model.state_dict().items():
         if name != "lm_head.weight":
             writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.zeros(value.shape, np.float32))
+        if architecture == "qwen2" and name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            name = names.get_name(name.replace(".weight", ".bias"), try_suffixes=(".bias",))
+            writer.add_tensor(name, np.zeros(value.shape[0], np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

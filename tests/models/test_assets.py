@@ -212,7 +212,7 @@ def test_data_is_an_asset_a_path_or_a_name_for_the_readers(downloads, tmp_path):
 
 
 def test_fetching_all_gives_a_path_for_each_name(downloads):
-    assert assets.fetch_all(progress=False) == {"talks": fetch("talks"), "tiny": fetch("tiny")}
+    assert assets.fetch_all() == {"talks": fetch("talks"), "tiny": fetch("tiny")}
     assert downloads == ["talks"]
 
 

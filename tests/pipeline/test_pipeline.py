@@ -15,9 +15,10 @@ import nbformat
 import pytest
 
 from realm.core import secrets
-from realm.core.files import REPOSITORY, ArtefactError, write_json
+from realm.core.files import REPOSITORY, ArtefactError, file_sha256, read_json, write_json
 from realm.core.profile import ProfileError, load_profile, run_folder
 from realm.core.secrets import redact
+from realm.models import assets
 from realm.pipeline import commands, identity, imports, runner, stages
 from realm.pipeline.commands import main
 from realm.pipeline.identity import code_hash, fingerprint, is_done
@@ -277,6 +278,24 @@ def test_a_stage_is_done_while_nothing_changes(profile, tmp_path):
     assert is_done(stage, profile, 1, tmp_path)
     assert not is_done(stage, profile, 2, tmp_path)
     assert not is_done(stage, with_value(profile, "simulation", free=9), 1, tmp_path)
+
+
+def test_the_manifest_knows_every_gguf_that_the_stage_serves(profile, tmp_path):
+    file = tmp_path / "judge.gguf"
+    file.write_bytes(b"GGUF, or nearly")
+    judge = profile.mt_bench.base.model_copy(update={"model": str(file)})
+    base = judge.model_copy(update={"model": "qwen2.5-coder-1.5b"})
+    asked = judge.model_copy(update={"engine": "api", "base_url": "http://127.0.0.1:1/v1", "model": "smollm2-135m"})
+    block = profile.mt_bench.model_copy(update={"judge": judge, "base": base, "realm": asked})
+    run = open_run("05", "smoke", str(tmp_path / "run"))
+    run.profile = profile.model_copy(update={"mt_bench": block})
+    run.finish(["minilm"])
+    known = read_json(tmp_path / "run" / "05_mt_bench" / "manifest.json")["assets"]
+    assert known == {
+        "minilm": assets.ASSETS["minilm"].sha256,
+        "qwen2.5-coder-1.5b": assets.ASSETS["qwen2.5-coder-1.5b"].sha256,
+        str(file): file_sha256(file),
+    }
 
 
 @pytest.mark.parametrize("lost", ["realchat.jsonl", "metrics.json", "manifest.json", "done.json"])

@@ -141,10 +141,10 @@ def to_fetch(profile: Profile) -> str:
     return f"downloads: {gigabytes(sum(filter(None, sizes.values())))} to fetch: {each}"
 
 
-def fetch_all(profile: Profile | None = None, progress: bool = True) -> dict[str, Path]:
+def fetch_all(profile: Profile | None = None) -> dict[str, Path]:
     """Fetch and verify what a profile needs, and convert small models: what ``run_all.sh`` does at setup."""
     paths = {}
-    bar = tqdm(wanted(profile), desc="assets", unit="asset", disable=not progress)
+    bar = tqdm(wanted(profile), desc="assets", unit="asset")
     for name in bar:
         bar.set_postfix_str(name)
         small = isinstance(ASSETS[name], Asset)  # large ones are served as they are

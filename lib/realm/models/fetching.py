@@ -322,4 +322,4 @@ def unpack(archive: Path, folder: Path, members: list[str]) -> dict[str, dict]:
 
 def gigabytes(size: int) -> str:
     """``1.1 GB``, or megabytes below a tenth of one."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

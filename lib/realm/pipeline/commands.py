@@ -76,9 +76,9 @@ def _dispatch(given: argparse.Namespace) -> None:
         chosen = [stage_by_number(given.stage)] if given.stage else [s for s in stages.STAGES if s.number >= first]
         for stage in chosen:
             print(describe(stage, profile, folder, given.force))
+        print(assets.to_fetch(profile))
         if text := estimates(chosen, profile, folder, given.gpus):
             print(text)
-        print(assets.to_fetch(profile))
         return
     with run_lock(folder):
         if given.stage:

@@ -28,11 +28,15 @@ SAMPLERS = "top_p;temperature"  # what the protocol has, and nothing else
 
 @dataclass(frozen=True)
 class Division:
-    """How an endpoint divides its cores: so many servers, with so many threads and requests at once each."""
+    """How an endpoint divides its cores: so many servers, with so many threads and requests at once each.
+
+    ``program``: the ``llama-server`` that they are, None for the bundled.
+    """
 
     servers: int
     threads: int
     slots: int
+    program: str | None = None
 
 
 def division(concurrency: int, cores: int, share: int) -> Division:
@@ -48,9 +52,13 @@ def division(concurrency: int, cores: int, share: int) -> Division:
     return Division(servers, max(1, cores // (servers * share)), -(-concurrency // servers))
 
 
-def native_division(concurrency: int, cores: int, share: int) -> Division:
-    """For a ``llama-server``: one, or each would hold the weights of its own on a GPU."""
-    return Division(1, max(1, cores // share), concurrency)
+def chosen_division(concurrency: int, cores: int, share: int) -> Division:
+    """The same where a ``llama-server`` may be in place of the bundled one: that is one server, since each would hold
+    weights of its own on a GPU. Raises as ``native_program`` does."""
+    program = native_program()
+    if program is None:
+        return division(concurrency, cores, share)
+    return Division(1, max(1, cores // share), concurrency, program)
 
 
 def native_program() -> str | None:
@@ -119,6 +127,8 @@ def serve_by(program: str, model: Path, port: int, name: str, slots: int, contex
     # A key among the options would show in the list of processes.
     environment = {**os.environ, "LLAMA_API_KEY": os.environ.get(KEY_VARIABLE, "")}
     print(f"serving {name} by {program}", flush=True)
+    # The signal goes to the server too. Whoever waits for us must find it gone, or it would not be killed.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode
     except OSError as error:

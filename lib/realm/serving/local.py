@@ -100,11 +100,12 @@ def local_server(
     """
     key = secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
     # The other engines batch in one server, which has all cores of the endpoint, as for one request.
-    at_once = endpoint.concurrency if endpoint.engine == "llama.cpp" else 1
-    program = llama_cpp.native_program() if endpoint.engine == "llama.cpp" else None
-    division = (llama_cpp.native_division if program else llama_cpp.division)(at_once, cpu_count(), share)
+    if endpoint.engine == "llama.cpp":
+        division = llama_cpp.chosen_division(endpoint.concurrency, cpu_count(), share)
+    else:
+        division = llama_cpp.division(1, cpu_count(), share)
     ports = _free_ports(division.servers)
-    command, name = _command(endpoint, folder, vocabulary, ports, division, program)
+    command, name = _command(endpoint, folder, vocabulary, ports, division)
     environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     if endpoint.engine == "transformers":
@@ -134,12 +135,7 @@ def local_server(
 
 
 def _command(
-    endpoint: Endpoint,
-    folder: Path,
-    vocabulary: Path | None,
-    ports: Sequence[int],
-    division: llama_cpp.Division,
-    program: str | None,
+    endpoint: Endpoint, folder: Path, vocabulary: Path | None, ports: Sequence[int], division: llama_cpp.Division
 ) -> tuple[list[str], str]:
     """The engine's command line and the name under which it serves the model."""
     if endpoint.engine == "llama.cpp":
@@ -152,7 +148,7 @@ def _command(
             "--slots": division.slots,
             "--context-length": endpoint.context_length,
             "--threads": division.threads,
-            **({"--program": program} if program else {}),
+            **({"--program": division.program} if division.program else {}),
         }
         words = [str(word) for pair in options.items() for word in pair]
         return [sys.executable, "-m", "realm.serving.llama_cpp", *words, "--ports", *map(str, ports)], name
