@@ -9,11 +9,13 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from realm.conversations.conversation import Conversation, Message
-from realm.core.profile import SFT, UserSFT
+from realm.core.profile import PROFILE_FOLDER, SFT, UserSFT
+from realm.training.launch import Job
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TALK = [
@@ -155,3 +157,15 @@ def sft(folder: Path, **values: Any) -> SFT:
     if own.keys() & values.keys():
         return UserSFT(**{**usual, **own, **values})
     return SFT(**{**usual, **values})
+
+
+def write_job(root: Path, model: Path, name: str, train: Path, valid: Path, seed: int, **values: Any) -> Job:
+    """A training job for the tiny model, with a profile of its own in ``root``. ``values``: of the training blocks."""
+    profile = yaml.safe_load((PROFILE_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
+    profile["usergpt_sft"] = sft(model, **{"learn_ending": False, **values}).model_dump()
+    shared = {key: value for key, value in values.items() if key in SFT.model_fields}
+    profile["realm_sft"] = sft(model, **shared).model_dump()
+    profile["dialogue"].update(max_length=400)
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    return Job(str(path), "usergpt_sft", train, valid, root / name, seed)

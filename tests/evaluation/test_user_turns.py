@@ -14,11 +14,8 @@ from realm.dialogue.format import chat_format, load_tokenizer
 from realm.evaluation import user_turns
 from realm.evaluation.termination import termination
 from realm.evaluation.user_turns import TurnScores
-from realm.training import controls
 from realm.training.base import load_base
-from realm.training.controls import train_control
 from realm.training.likelihood import likelihood
-from realm.training.rows import select_rows
 
 
 @pytest.fixture(scope="module")
@@ -212,34 +209,6 @@ def test_a_model_that_knows_nothing_gains_nothing():
 def test_without_ends_there_is_nothing_to_tell():
     with pytest.raises(TooFewError, match=r"0 of \d known places are ends"):
         termination(scores([0, 0, 1, 1], [0, 1, 0, 1], [1] * 4, [0] * 4), seed=0)
-
-
-def test_a_control_is_trained_on_its_side_and_scored_on_human_turns(folder, encoder, talks, tmp_path):
-    config = sft(folder, max_train_tokens=2_000, learn_ending=False)
-    control = train_control("assistant", talks * 4, encoder, config, tmp_path, 0)
-    found = user_turns.score_turns(control, talks, encoder, "control")
-    base = user_turns.score_turns(load_base(config), talks, encoder, "base")
-    assert found.bytes.tolist() == base.bytes.tolist()
-    assert found.nll.tolist() != base.nll.tolist()
-    assert (tmp_path / "control_assistant").is_dir()
-
-
-def test_the_authors_segments_are_trained_on_without_what_came_before(folder, encoder, talks, tmp_path, monkeypatch):
-    config = sft(folder, max_train_tokens=2_000, opening_share=1.0)
-    inside = [
-        replace(c, id=f"{c.id}/1", messages=(Message("assistant", "so it ends."), *c.messages), meta={CONTEXT: 1})
-        for c in talks
-    ]
-    seen = []
-    monkeypatch.setattr(
-        controls, "select_rows", lambda cs, *rest: seen.append((cs, rest[-1])) or select_rows(cs, *rest)
-    )
-    alone = [replace(inside[0], messages=inside[0].messages[:1], meta={CONTEXT: 1, ENDS_SESSION: True})]
-    train_control("plain_segments", [*talks, *inside, *alone], encoder, config, tmp_path, 0)
-    [(rows, share)] = seen
-    assert share is None  # as they come
-    assert [c.messages for c in rows] == [c.messages for c in talks] * 2
-    assert (tmp_path / "control_plain_segments").is_dir()
 
 
 def test_a_turn_after_context_is_no_place_where_a_session_could_have_ended(folder, encoder, talks):

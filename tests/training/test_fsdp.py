@@ -9,17 +9,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import yaml
 from accelerate.utils import merge_fsdp_weights
 from safetensors.torch import load_file
-from tiny_model import conversations, sft, write_tiny_model
+from tiny_model import conversations, write_job, write_tiny_model
 
 from realm.conversations.writers import write_conversations
-from realm.core.profile import PROFILE_FOLDER
 from realm.training import launch as launch_room
 from realm.training.artefacts import TRAINED
 from realm.training.base import load_base
-from realm.training.launch import Job
 from realm.training.trainer import train
 
 SEED = 5
@@ -39,13 +36,9 @@ def job(tmp_path_factory):
     write_conversations(root / "valid.jsonl", conversations(36)[29:])
 
     def make(name, count=29, **values):
-        profile = yaml.safe_load((PROFILE_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
-        values = {"method": "full", "learn_ending": False, **values}
-        profile["usergpt_sft"] = sft(model, **values).model_dump()
-        profile["dialogue"].update(max_length=400)
-        path = root / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(profile), encoding="utf-8")
-        return Job(str(path), "usergpt_sft", root / f"{count}.jsonl", root / "valid.jsonl", root / name, SEED)
+        return write_job(
+            root, model, name, root / f"{count}.jsonl", root / "valid.jsonl", SEED, method="full", **values
+        )
 
     return make
 
