@@ -256,6 +256,16 @@ def test_gradients_that_wait_are_those_of_all_weights_on_each_process(shards):
     assert waiting["peak"] > shared["peak"]
 
 
+def test_what_is_said_of_cards_is_what_the_estimate_says():
+    spans = {}
+    for gpus in (4, 8):
+        rows = [estimate.stage_rows(load_profile("paper"), block, {}, gpus) for block in BLOCKS]
+        spans[gpus] = "{:.0f} to {:.0f}".format(*(float(r["GiB per device: total"]) for r in rows))
+    readme = " ".join((TESTS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"{spans[4]} GiB of tensors on each of 4 GPUs or {spans[8]} on each of 8, and 25 on one" in readme
+    assert f"{spans[4]} GiB of tensors on each" in (TESTS.parent / "cluster" / "fsdp.yaml").read_text(encoding="utf-8")
+
+
 def test_what_fits_leaves_room_for_what_is_no_tensor():
     card = estimate.GPUS["RTX 4090 24 GB"]
     assert estimate.fits(20 * estimate.GIB, card) and not estimate.fits(21 * estimate.GIB, card)
