@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_model import conversations, write_job, write_tiny_model
 
-from realm.conversations.conversation import CONTEXT, Message
+from realm.conversations.conversation import CONTEXT, ENDS_SESSION, PLACE, Message
 from realm.conversations.writers import write_conversations
 from realm.dialogue.encoder import IGNORED
 from realm.training.base import load_base
@@ -14,17 +14,20 @@ from realm.training.controls import train_control
 from realm.training.launch import CONTROLS
 from realm.training.likelihood import likelihood
 
+FOLLOWS = {CONTEXT: 1, PLACE: 2}
+
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """UserGPT's: 12 conversations, and as many from within a session, which open with the end of an answer."""
+    """UserGPT's: 12 conversations, as many from within a session, and an ending that stands alone."""
     root = tmp_path_factory.mktemp("controls")
     talks = conversations(12)
     inside = [
-        replace(c, id=f"{c.id}/1", messages=(Message("assistant", "so it ends."), *c.messages), meta={CONTEXT: 1})
+        replace(c, id=f"{c.id}/1", messages=(Message("assistant", "so it ends."), *c.messages), meta=FOLLOWS)
         for c in talks
     ]
-    write_conversations(root / "train.jsonl", [*talks, *inside])
+    alone = replace(inside[0], id="end/1", messages=inside[0].messages[:1], meta={**FOLLOWS, ENDS_SESSION: True})
+    write_conversations(root / "train.jsonl", [*talks, *inside, alone])
     budget = {"max_train_tokens": 20_000, "opening_share": 1.0, "eval_steps": 2, "controls": list(CONTROLS)}
     return write_job(
         root, write_tiny_model(root / "tiny"), "job", root / "train.jsonl", root / "train.jsonl", 0, **budget
