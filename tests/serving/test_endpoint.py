@@ -454,7 +454,7 @@ def test_a_folder_without_safetensors(tmp_path):
 
 def test_an_engine_that_is_not_installed():
     with pytest.raises(EndpointError, match="'no-such-engine' is not installed"):
-        local._program("no-such-engine")
+        local.program_of(LOCAL.model_copy(update={"engine": "no-such-engine"}))
 
 
 # ---------------------------------------------------------------- local servers
@@ -572,7 +572,7 @@ def test_local_servers_of_transformers_share_the_cores(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_every_engine_is_told_to_listen_on_loopback(monkeypatch, tmp_path, engine):
-    monkeypatch.setattr(local, "_program", lambda name: name)
+    monkeypatch.setattr(local, "program_of", lambda endpoint: endpoint.engine)
     words, _ = local._command(LOCAL.model_copy(update={"engine": engine}), tmp_path, None, [4567], 1)
     assert words[words.index("--host") + 1] == "127.0.0.1" and words[words.index("--port") + 1] == "4567"
 

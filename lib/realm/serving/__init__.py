@@ -2,6 +2,7 @@
 
 Rooms in reading order: ``reply`` (what an answer says), ``client`` (requests and their errors),
 ``local`` (reaching an endpoint, starting a server), ``llama_cpp`` (the default engine), ``counting`` (tokens, by a
-server's own tokenizer), ``child`` (a process that cannot outlive its parent).
+server's own tokenizer), ``untrained`` (a stage's base model, served like what it became), ``child`` (a process that
+cannot outlive its parent).
 May import: ``conversations``, ``models``, ``core``.
 """

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from joblib import cpu_count
 
+from realm.core.files import REPOSITORY
 from realm.core.profile import Endpoint
 from realm.core.secrets import register_secret
 from realm.models import assets
 from realm.models.gguf import export_gguf
 from realm.serving import llama_cpp
 from realm.serving.client import Address, Client, EndpointError
+from realm.serving.untrained import untrained
 
 START_SECONDS = 300
 ENGINES_WITH_KEYS = ("llama.cpp", "vllm")
@@ -74,19 +76,19 @@ def _key_from(variable: str | None) -> str:
 
 
 def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
-    """(model folder, GGUF with its vocabulary or None) of an asset, a folder, or ``stage:02_usergpt_sft``.
-
-    Raises EndpointError if the stage has not run.
-    """
-    if not name.startswith("stage:"):
+    """(model folder, GGUF with its vocabulary or None) of an asset, a folder, ``stage:02_usergpt_sft``, or
+    ``base:02_usergpt_sft``: what that stage started from, served as what it became."""
+    kind, _, of = name.partition(":")
+    if kind not in ("stage", "base"):
         return assets.model(name), assets.gguf_of(name)
-    stage = Path(run_folder) / name.removeprefix("stage:")
+    stage = Path(run_folder) / of
     merged = stage / "merged"
     note = stage / "base_model.txt"
     for path in (merged, note):
         if not path.exists():
             raise EndpointError("failed", f"{path}: missing; run the stage that trains this model first")
-    return merged, assets.gguf_of(note.read_text(encoding="utf-8").strip())
+    base = note.read_text(encoding="utf-8").strip()
+    return untrained(stage, base) if kind == "base" else merged, assets.gguf_of(base)
 
 
 @contextlib.contextmanager
@@ -113,6 +115,8 @@ def local_server(
         hub = assets.cache_folder() / "hub"
         hub.mkdir(parents=True, exist_ok=True)
         environment |= {"HF_HUB_CACHE": str(hub), "OMP_NUM_THREADS": str(division.threads)}
+    if endpoint.environment:  # what its program builds at run time, it builds with its own tools
+        environment["PATH"] = f"{_programs(endpoint.environment)}{os.pathsep}{environment.get('PATH', '')}"
     with log.open("wb") as output:
         guard = subprocess.Popen(
             [sys.executable, "-m", "realm.serving.child", *command],
@@ -153,7 +157,7 @@ def _command(
         words = [str(word) for pair in options.items() for word in pair]
         return [sys.executable, "-m", "realm.serving.llama_cpp", *words, "--ports", *map(str, ports)], name
     if endpoint.engine == "transformers":
-        program = _program("transformers")
+        program = program_of(endpoint)
         return [
             program,
             "serve",
@@ -165,7 +169,7 @@ def _command(
             str(ports[0]),
         ], str(folder)
     return [
-        _program("vllm"),
+        program_of(endpoint),
         "serve",
         str(folder),
         "--host",
@@ -176,18 +180,34 @@ def _command(
         folder.name,
         "--max-model-len",
         str(endpoint.context_length),
+        "--gpu-memory-utilization",
+        str(endpoint.gpu_memory_share),
     ], folder.name
 
 
-def _program(name: str) -> str:
-    """The script beside this interpreter, or on the path."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
+def program_of(endpoint: Endpoint) -> str:
+    """The engine's program: in the endpoint's environment, else beside this interpreter or on the path.
+
+    Raises EndpointError with the command that makes such an environment.
+    """
+    name = endpoint.engine
+    if endpoint.environment:
+        beside, found = _programs(endpoint.environment) / name, None
+    else:
+        beside, found = Path(sys.executable).with_name(name), shutil.which(name)
+    found = str(beside) if beside.exists() else found
     if not found:
+        where = f"{beside} is missing" if endpoint.environment else f"the program {name!r} is not installed"
         raise EndpointError(
-            "failed", f"engine {name}: the program {name!r} is not installed; pip install 'realm-repro[gpu]'"
+            "failed",
+            f"engine {name}: {where}; `./run_all.sh --serving-env` makes an environment that has vllm, "
+            "and the endpoint's key `environment` names its folder, .venv-serving",
         )
     return found
+
+
+def _programs(environment: str) -> Path:
+    return REPOSITORY / Path(environment).expanduser() / "bin"
 
 
 def _free_ports(count: int) -> list[int]:

@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _dispatch(given: argparse.Namespace) -> None:
     chosen, folder = load_profile(given.profile), run_folder(given.profile)
-    for endpoint in chosen.endpoints():
+    for endpoint in chosen.endpoints().values():
         register_secret(os.environ.get(endpoint.api_key_env or ""))
     if given.merge:
         print(f"{merge(chosen, chosen.seed, folder)} shards joined")

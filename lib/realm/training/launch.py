@@ -22,6 +22,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from realm.conversations.readers import load_conversations
+from realm.conversations.splits import apart
 from realm.core.errors import exit_code
 from realm.core.files import REPOSITORY, atomic_folder
 from realm.core.profile import SFT, UserSFT, load_profile
@@ -43,8 +44,8 @@ class Job:
     """A training stage by names and files, from which every process comes to the same rows by itself.
 
     ``profile``: a name or path; ``block``: usergpt_sft or realm_sft; ``train``, ``valid``: conversation files, the
-    second read only if the block has ``eval_steps``; ``folder``: where log and checkpoints go; ``control``: train a
-    control instead, of this kind (``controls``).
+    second read only if the block has ``eval_steps`` and no ``own_split``; ``folder``: where log and checkpoints go;
+    ``control``: train a control instead, of this kind (``controls``).
     """
 
     profile: str
@@ -68,7 +69,7 @@ class Job:
 
     def rows(self, encoder: Encoder) -> list[Encoded]:
         """What to train on. Simulated conversations come whole and are split here, ShareGPT's were by notebook 01."""
-        conversations = load_conversations(self.train)
+        conversations, _ = apart(load_conversations(self.train), self.config.own_split)
         if self.block == "realm_sft":
             conversations = [s for parts in split_long(conversations, encoder) for s in parts]
         share = self.config.opening_share if isinstance(self.config, UserSFT) else None
@@ -79,9 +80,13 @@ class Job:
 
     def held_out(self, encoder: Encoder) -> list[Encoded]:
         """``valid_conversations`` rows, the same each time, whose loss says which step was the best."""
-        if self.config.eval_steps is None or self.valid is None:
+        own = self.config.own_split
+        if self.config.eval_steps is None or (self.valid is None and own is None):
             return []
-        conversations = load_conversations(self.valid)
+        if own is None:
+            conversations = load_conversations(self.valid)
+        else:
+            _, conversations = apart(load_conversations(self.train), own)
         order = np.random.default_rng(self.seed).permutation(len(conversations))
         rows = encoder.encode_all([conversations[i] for i in order])
         return list(itertools.islice((r for r in rows if r.supervised), self.config.valid_conversations))

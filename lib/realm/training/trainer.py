@@ -181,7 +181,8 @@ def train(
     """Fine-tune ``model`` in place; checkpoints go to ``folder/checkpoints`` and an interrupted run goes on there.
 
     With ``config.eval_steps``, ``valid`` is evaluated every so many steps and at the end (``eval_loss`` in
-    ``train_log.jsonl``, nats per supervised token), and ``model`` ends as it was where that was lowest.
+    ``train_log.jsonl``, nats per supervised token), and ``model`` ends as it was where that was lowest, or as it is at
+    the last step if ``config.keep`` says so.
     Returns one record a step: ``step``, ``loss`` (nats per supervised token), ``learning_rate``, ``grad_norm``.
     Raises TrainingError at the first non-finite loss, naming the conversations of its batch.
     """
@@ -209,13 +210,14 @@ def run_trainer(model, tokenizer, rows, config: SFT, folder: Path, seed: int, va
         if arguments.process_index == 0:
             _drop_foreign_checkpoints(checkpoints, identity)
             _drop_broken_checkpoints(checkpoints)
+    kept = [_KeepEvaluated()] if config.chooses_best else []
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
         train_dataset=Rows(rows),
         eval_dataset=Rows([r.without_tail() for r in valid]),
         tokenizer=tokenizer,
-        callbacks=[_Progress(folder / "train_log.jsonl"), _KeepEvaluated(), _GiveBack()],
+        callbacks=[_Progress(folder / "train_log.jsonl"), *kept, _GiveBack()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
@@ -243,7 +245,7 @@ def _arguments(config: SFT, checkpoints: Path, seed: int) -> TrainingArguments:
         save_total_limit=2,  # of 1 the last goes at the end where another is the best, and a new start would redo it
         eval_strategy="no" if config.eval_steps is None else "steps",
         eval_steps=config.eval_steps,
-        load_best_model_at_end=config.eval_steps is not None,
+        load_best_model_at_end=config.chooses_best,
         metric_for_best_model="loss",
         greater_is_better=False,
         seed=seed,
