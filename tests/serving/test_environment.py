@@ -139,7 +139,7 @@ def test_the_base_of_a_stage_has_its_weights_and_the_stages_template(stage):
 
 
 def test_it_is_made_once_and_anew_when_the_stage_is(stage):
-    root, base, folder = stage
+    root, _, folder = stage
     made, _ = resolve_model("base:04_realm_sft", root / "run")
     before = made.stat().st_ino
     assert resolve_model("base:04_realm_sft", root / "run")[0].stat().st_ino == before

@@ -150,9 +150,8 @@ def _lengths(profile: Profile, stage: str, block: str) -> Iterator[Finding]:
     config, longest = getattr(profile, block), profile.dialogue.max_length
     most = positions(config.base_model)
     if most is not None and longest > most:
-        yield Finding(
-            STOPS, stage, "dialogue.max_length", f"{longest:,}, but {config.base_model} holds {most:,} tokens"
-        )
+        text = f"{longest:,}, but {block}.base_model, {config.base_model}, holds {most:,} tokens"
+        yield Finding(STOPS, stage, "dialogue.max_length", text)
 
 
 def _endpoint(profile: Profile, stage: str, key: str, endpoint: Endpoint) -> Iterator[Finding]:
