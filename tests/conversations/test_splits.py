@@ -3,12 +3,22 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from realm.conversations.conversation import PLACE, SESSION, Conversation, Message
-from realm.conversations.splits import SIDES, Sides, first_turn, one_per_session, session_groups, split_sides
+from realm.conversations.splits import (
+    SIDES,
+    Sides,
+    apart,
+    first_turn,
+    one_per_session,
+    session_groups,
+    split_sides,
+)
+from realm.core.fine_tunes import OwnSplit
 from realm.core.seeds import unit_hash
 
 MARK = "cluster"
@@ -179,3 +189,36 @@ def test_one_per_session_takes_the_first_and_orders_by_seed(pairs, random):
     shuffled = made[:]
     random.shuffle(shuffled)
     assert [c.session for c in one_per_session(shuffled, seed=3)] == [c.session for c in chosen]
+
+
+# ---------------------------------------------------------------- the authors' own
+
+
+def test_the_authors_split_of_twenty():
+    """By hand: numpy.random.seed(125), numpy.random.permutation(20), the first int(20 * 0.95) are trained on."""
+    made = of_sessions([(f"s{i}", 0) for i in range(20)])
+    np.random.seed(125)
+    order = list(np.random.permutation(20))
+    train, valid = apart(made, OwnSplit(train_share=0.95, seed=125))
+    assert [made.index(c) for c in train] == order[:19]
+    assert [made.index(c) for c in valid] == order[19:]
+
+
+@pytest.mark.parametrize(("count", "trained"), [(50_728, 48_191), (1, 0), (19, 18), (20, 19), (101, 95)])
+def test_the_authors_count_rounds_down(count, trained, talk):
+    one = talk("hi", "hello")
+    train, valid = apart([one] * count, OwnSplit(train_share=0.95, seed=125))
+    assert (len(train), len(valid)) == (trained, count - trained)
+
+
+def test_without_a_split_of_its_own_all_is_trained_on():
+    made = of_sessions([(f"s{i}", 0) for i in range(5)])
+    assert apart(made, None) == (made, [])
+
+
+@given(st.integers(1, 60), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_each_stands_on_one_side_of_an_own_split(count, share, seed):
+    made = of_sessions([(f"s{i}", 0) for i in range(count)])
+    train, valid = apart(made, OwnSplit(train_share=share, seed=seed))
+    assert sorted(c.id for c in train + valid) == sorted(c.id for c in made)
+    assert apart(made, OwnSplit(train_share=share, seed=seed)) == (train, valid)

@@ -103,6 +103,21 @@ def accelerate(job):
     assert done.returncode == 0, done.stderr
 
 
+# ---------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize("block", ["usergpt_sft", "realm_sft"])
+def test_an_own_split_validates_on_conversations_that_are_not_trained_on(job, block):
+    split = {"train_share": 0.7, "seed": 125}
+    made = replace(job("own", eval_steps=2, own_split=split, valid_conversations=100), block=block)
+    encoder = made.encoder()
+    rows, held = made.rows(encoder), made.held_out(encoder)
+    trained, apart_from = ({r.id.partition("/")[0] for r in some} for some in (rows, held))
+    assert (len(trained), len(apart_from)) == (9, 4)  # of 13
+    assert trained | apart_from == {c.id for c in conversations(13)}
+    assert replace(made, valid=None).held_out(encoder)[0].id == held[0].id  # no other file is read
+
+
 # ---------------------------------------------------------------- one process and two
 
 

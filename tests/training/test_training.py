@@ -488,6 +488,18 @@ def test_training_ends_with_the_best_adapter(wild, tokenizer, valid):
     assert mean_loss(model, valid, tokenizer) == pytest.approx(best, rel=1e-5)
 
 
+def test_training_that_keeps_the_last_step_ends_there_though_an_earlier_one_was_better(
+    wild, folder, tokenizer, rows, valid, tmp_path
+):
+    config = sft(folder, **WILD, keep="last")
+    model = fresh_model(config)
+    train(model, tokenizer, rows, config, tmp_path, 1, valid)
+    losses = evaluations(tmp_path)
+    assert losses == pytest.approx(evaluations(wild[2]), rel=1e-5)
+    assert min(losses.values()) * 1.05 < losses[9]
+    assert mean_loss(model, valid, tokenizer) == pytest.approx(losses[9], rel=1e-5)
+
+
 @pytest.mark.parametrize("at_step", [3, 5, 9])
 def test_a_resumed_run_finds_the_same_best_adapter(
     wild, folder, tokenizer, rows, valid, tmp_path, monkeypatch, at_step
