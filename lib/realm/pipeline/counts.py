@@ -33,11 +33,10 @@ PAPERS_DATA = "anon8231489123/ShareGPT_Vicuna_unfiltered"
 
 @dataclass(frozen=True)
 class Counts:
-    """Sessions by what can be done with them. ``openings`` show their first turn, those of all sides; ``test_openings``
-    are held out and not seen by training; ``seeds`` have a first round to be seeded with, ``scripts`` human turns to
-    replay. ``basis`` says in words where the numbers come from, ``margin`` how far off they may be, as a share."""
+    """Sessions by what can be done with them: ``test_openings`` show their first turn and are not seen by training,
+    ``seeds`` have a first round to be seeded with, ``scripts`` human turns to replay. ``basis`` says in words where the
+    numbers come from, ``margin`` how far off they may be, as a share."""
 
-    openings: int
     test_openings: int
     seeds: int
     scripts: int
@@ -53,8 +52,7 @@ def counts_of(profile: Profile, run_folder: Path, finished: bool) -> Counts | No
     if finished:
         sides = {side: load_conversations(run_folder / "01_data" / f"{side}.jsonl") for side in ("train", "seeds")}
         test = load_conversations(run_folder / "01_data" / "test.jsonl")
-        whole = [*sides["train"], *sides["seeds"], *test]
-        return _of_sides(profile, whole, sides["train"], sides["seeds"], test, "as notebook 01 left them")
+        return _of_sides(profile, sides["train"], sides["seeds"], test, "as notebook 01 left them")
     source = profile.data_inspection.source
     if source == PAPERS_DATA:
         return _published(profile)
@@ -101,7 +99,7 @@ def _published(profile: Profile) -> Counts:
     share = profile.data_inspection
     seeds, test = (round(part * last) for part in (share.seeds_share, share.test_share))
     basis = f"from the {last:,} sessions that the authors published: this data set is not read before notebook 01"
-    return Counts(last, test, seeds, seeds, basis, 0.1)
+    return Counts(test, seeds, seeds, basis, 0.1)
 
 
 def _of_source(profile: Profile, encoder: Encoder) -> Counts:
@@ -109,8 +107,8 @@ def _of_source(profile: Profile, encoder: Encoder) -> Counts:
     records = read_conversations(assets.data(config.source), report=report, strict=config.strict)
     conversations = list(islice(records, config.max_conversations))
     threshold = config.near_duplicate_threshold
-    no_end = unknown_ends(report, conversations)
-    join, *others = presets.session_steps(config.preset, encoder, no_end, threshold, config.replace_private_data)
+    cut_after = unknown_ends(report, conversations)
+    join, *others = presets.session_steps(config.preset, encoder, cut_after, threshold, config.replace_private_data)
     sessions, _ = run_funnel(conversations, [join])
     chosen = sorted(sessions, key=lambda c: unit_hash(f"sample:{profile.seed}:{c.session}"))[:EXACT_BELOW]
     whole = len(chosen) == len(sessions)
@@ -119,13 +117,12 @@ def _of_source(profile: Profile, encoder: Encoder) -> Counts:
     if whole:
         sides = split_sides(cleaned, config.shares, profile.seed, CLUSTER)
         basis = f"{len(sessions):,} sessions of {config.source} cleaned and split as notebook 01 does it"
-        return _of_sides(profile, cleaned, sides.train, sides.seeds, sides.test, basis)
+        return _of_sides(profile, sides.train, sides.seeds, sides.test, basis)
     return _scaled(profile, cleaned, len(sessions) / len(chosen), len(sessions))
 
 
 def _of_sides(
     profile: Profile,
-    whole: Sequence[Conversation],
     train: Sequence[Conversation],
     seeds: Sequence[Conversation],
     test: Sequence[Conversation],
@@ -135,7 +132,7 @@ def _of_sides(
     seen.add(train, "01_data/train.jsonl")
     kept, _ = held_out(test, seen)
     starts = one_per_session(seeds, profile.seed)
-    return Counts(_openings(whole), _openings(kept), usable(starts), usable(starts, replayed=True), basis)
+    return Counts(_openings(kept), usable(starts), usable(starts, replayed=True), basis)
 
 
 def _openings(conversations: Iterable[Conversation]) -> int:
@@ -145,10 +142,8 @@ def _openings(conversations: Iterable[Conversation]) -> int:
 def _scaled(profile: Profile, cleaned: Sequence[Conversation], factor: float, sessions: int) -> Counts:
     """From a sample: a session falls on a side by chance, so its share of the sample's numbers is what to expect."""
     config, starts = profile.data_inspection, one_per_session(cleaned, profile.seed)
-    openings = _openings(cleaned) * factor
     return Counts(
-        openings=round(openings),
-        test_openings=round(openings * config.test_share),
+        test_openings=round(_openings(cleaned) * factor * config.test_share),
         seeds=round(usable(starts) * factor * config.seeds_share),
         scripts=round(usable(starts, replayed=True) * factor * config.seeds_share),
         basis=f"estimated from {EXACT_BELOW:,} of {sessions:,} sessions of {config.source}; notebook 01 counts them",
