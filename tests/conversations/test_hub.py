@@ -12,6 +12,7 @@ from pyarrow import parquet
 from realm.conversations import hub
 from realm.conversations.conversation import ConversationFileError
 from realm.conversations.readers import ReadReport, read_conversations
+from realm.conversations.sessions import unknown_ends
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,12 @@ def test_no_more_is_read_than_asked_for(made, monkeypatch):
     ids, report = read(made(**{"a.jsonl": talks(1)}), limit=5)
     assert ids == ["r0", "r1", "r2", "r3", "r4"]
     assert (len(pulled), report.records, report.stopped) == (5, 5, True)
+
+
+def test_where_reading_stopped_no_end_is_known(made):
+    folder, report = made(**{"a.jsonl": talks(1, 2, 3)}), ReadReport()
+    conversations = list(read_conversations(folder, report=report, limit=2))
+    assert unknown_ends(report, conversations) == {1}
 
 
 def test_a_file_is_read_on_for_its_defects(tmp_path):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
+from realm.conversations import layouts
 from realm.conversations.conversation import ConversationFileError
 from realm.conversations.layouts import role_of
 from realm.conversations.readers import ReadReport, read_conversations
@@ -690,3 +694,60 @@ def test_a_talk_of_tools_alone_is_skipped(tmp_path):
 )
 def test_roles_by_any_of_their_names(name, role):
     assert role_of(name) == role
+
+
+# ---------------------------------------------------------------- anything under the keys of the table
+
+KEYS = st.sampled_from(
+    sorted(
+        {
+            *layouts.TURN_KEYS,
+            *layouts.ROLE_KEYS,
+            *layouts.TEXT_KEYS,
+            *layouts.ASKED_KEYS,
+            *layouts.SAID_KEYS,
+            *layouts.WRAPPERS,
+            *layouts.SYSTEM_KEYS,
+            *layouts.IS_USER_KEYS,
+            *layouts.ROW_GROUP_KEYS,
+            *layouts.SPEAKER_KEYS,
+            *layouts.LEFT_OUT_KEYS,
+            *layouts.REPLIES_KEYS,
+            *("mapping", "current_node", "parent", "parent_id", "message_id", "id", "meta", "type", "rank", "Context"),
+        }
+    )
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 3),
+    st.floats(allow_nan=True),
+    st.sampled_from(
+        ["user", "assistant", "tool", "text", "Ann", "", '["a", "b"]', "{}", "\n\nHuman: a\n\nAssistant: b", "[INST] a"]
+    ),
+)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=16
+)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.dictionaries(KEYS, VALUES, max_size=5) | st.lists(VALUES, max_size=3), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_whatever_stands_under_these_keys_is_read_or_counted(records, lines):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "file.json"
+        texts = [json.dumps(r) for r in records]
+        path.write_text("\n".join(texts) if lines else json.dumps(records), encoding="utf-8")
+        report = ReadReport()
+        try:
+            conversations = list(read_conversations(path, report=report))
+        except ConversationFileError as error:
+            assert "\n" not in str(error)
+            return
+    assert len(conversations) == report.read
+    assert all(m.role in ("user", "assistant", "system") for c in conversations for m in c.messages)
+    json.dumps([c.to_record() for c in conversations])
+    str(report.rows()).encode()

@@ -179,7 +179,7 @@ def _answer(said: Any, talk: Talk) -> list[Turn]:
         if turns:
             talk.left_out.update(f"{kind_of(item)} part" for item in said if not layouts.is_turn(item))
             return turns_of(turns) or [said_by(ASSISTANT, None)]
-        best = min(said, key=lambda x: x.get("rank", 1e9) if isinstance(x, dict) else 1e9)
+        best = min(said, key=trees.rank_of)
         if isinstance(_text_within(best), str):
             talk.left_out[layouts.OTHER_ANSWER] += len(said) - 1
             return [said_by(ASSISTANT, _text_within(best))]

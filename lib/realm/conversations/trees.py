@@ -25,7 +25,7 @@ def export_turns(record: dict[str, Any], left_out: Counter[str]) -> list[Turn] |
         return None
     parents = {v.get("parent") for v in nodes.values() if isinstance(v.get("parent"), str)}
     leaves = [k for k in nodes if k not in parents]
-    if current not in nodes:
+    if not isinstance(current, str) or current not in nodes:
         current = leaves[-1] if leaves else next(iter(nodes))
     path, step = [], current
     while step in nodes and step not in path:
@@ -67,7 +67,7 @@ def best_path(root: Any, left_out: Counter[str]) -> list[Turn]:
         replies = [r for r in _replies(node) if isinstance(r, dict)]
         kept = [r for r in replies if r.get("deleted") is not True]
         left_out["deleted message"] += len(replies) - len(kept)
-        chosen = min(kept, key=_rank, default=None)
+        chosen = min(kept, key=rank_of, default=None)
         left_out["branch"] += sum(_leaves(r) for r in kept if r is not chosen)
         node = chosen
     return named(turns)
@@ -78,8 +78,9 @@ def _replies(node: dict[str, Any]) -> list[Any]:
     return node[key] if key and isinstance(node[key], list) else []
 
 
-def _rank(node: dict[str, Any]) -> float:
-    rank = node.get("rank")
+def rank_of(answer: Any) -> float:
+    """The rank of an answer among others, the lower the better; infinite where it has none."""
+    rank = answer.get("rank") if isinstance(answer, dict) else None
     return rank if isinstance(rank, (int, float)) and rank == rank else float("inf")
 
 

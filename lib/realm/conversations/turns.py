@@ -107,7 +107,7 @@ def _turns_of_object(turn: dict[str, Any]) -> list[Turn]:
 
 def turn_of(turn: dict[str, Any], by: str | None, flag: str | None = None) -> Turn:
     """One object as a turn; ``by``: the key that names who speaks, ``flag``: one that says whether the user does."""
-    name = turn[by] if by else None
+    name = turn.get(by) if by else None
     naming = by in layouts.NAMING_KEYS and not isinstance(name, dict)
     if isinstance(name, dict):
         name = name.get("role", name.get("name"))
