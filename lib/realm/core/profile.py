@@ -52,8 +52,7 @@ class DataInspection(Block):
     ``near_duplicate_threshold``: Jaccard similarity of 5-word shingles from which two sessions are one.
     ``strict``: refuse a file at its first defect, instead of counting and skipping it.
     ``topic_turns``: human opening turns embedded by ``embedder`` and grouped into ``topics`` clusters.
-    ``config``, ``split`` (train unless said), ``data_files`` and ``revision`` choose within a Hub data set, as
-    ``datasets.load_dataset`` takes them; a split of several files that are no shards of one needs ``data_files``.
+    ``config``, ``split`` (train unless said), ``data_files``, ``revision``: of a Hub data set, for ``load_dataset``.
     """
 
     source: str
