@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from realm.core.endpoint import Block, Endpoint
 from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
 from realm.core.profile_errors import explain
@@ -23,10 +24,6 @@ RUNS_VARIABLE = "REALM_RUNS"
 
 class ProfileError(OneLineError, ValueError):
     """A profile that cannot be used; one line naming file, key and allowed values."""
-
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Dialogue(Block):
@@ -147,41 +144,6 @@ class UserSFT(SFT):
     def _a_share_of_something(self) -> UserSFT:
         if self.opening_share is not None and self.max_train_tokens is None:
             raise ValueError("opening_share is a share of max_train_tokens, which is null")
-        return self
-
-
-class Endpoint(Block):
-    """Anything that speaks the OpenAI chat protocol.
-
-    ``engine``: ``llama.cpp``, ``transformers`` or ``vllm`` start a local server for ``model`` (an asset
-    name, a folder, or ``stage:02_usergpt_sft``; for ``llama.cpp`` also a GGUF file, or ``repository:file`` of one on
-    the Hub); ``api`` talks to ``base_url``, where ``model`` is the name
-    that the service knows and ``api_key_env`` the environment variable that holds the key.
-    At most ``concurrency`` requests are in flight; ``requests_per_minute`` spaces their starts, null does not.
-    Each shard of a simulation has both for itself.
-    """
-
-    engine: Literal["llama.cpp", "transformers", "vllm", "api"]
-    model: str
-    base_url: str | None = None
-    api_key_env: str | None = None
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
-    context_length: int = Field(default=2048, ge=128)
-    concurrency: int = Field(default=8, ge=1)
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    timeout_seconds: float = Field(default=300.0, gt=0)
-    max_retries: int = Field(default=4, ge=0)
-
-    @model_validator(mode="after")
-    def _address_belongs_to_api(self) -> Endpoint:
-        if self.engine == "api" and not self.base_url:
-            raise ValueError("engine api needs base_url, for example https://api.openai.com/v1")
-        if self.engine != "api" and self.base_url:
-            raise ValueError(f"base_url goes with engine api, not {self.engine}")
-        if self.engine != "api" and self.api_key_env:
-            raise ValueError(f"api_key_env goes with engine api, not {self.engine}")
         return self
 
 
