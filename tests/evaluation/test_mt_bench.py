@@ -11,7 +11,8 @@ from realm.core.metrics import Metrics
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT
 from realm.evaluation import mt_bench, published
 from realm.evaluation.mt_bench import CATEGORIES, NEEDS_REFERENCE, TEMPERATURES, MTBenchError, read_rating
-from realm.serving.client import Address, Client, EndpointError
+from realm.serving.client import Address, Client
+from realm.serving.faults import EndpointError
 
 
 @pytest.fixture(scope="module")

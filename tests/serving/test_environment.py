@@ -12,7 +12,7 @@ from realm.core.files import REPOSITORY
 from realm.core.profile import Endpoint
 from realm.models import assets
 from realm.serving import local
-from realm.serving.client import EndpointError
+from realm.serving.faults import EndpointError
 from realm.serving.local import local_server, program_of, resolve_model
 
 VLLM = Endpoint(engine="vllm", model="m", max_new_tokens=8, context_length=512, environment=".venv-serving")

@@ -17,8 +17,9 @@ from tiny_model import write_tiny_model, write_vocabulary
 from realm.conversations.conversation import Message
 from realm.core.profile import Endpoint
 from realm.serving import llama_cpp, local
-from realm.serving.client import Client, EndpointError
+from realm.serving.client import Client
 from realm.serving.counting import TokenCounter
+from realm.serving.faults import EndpointError
 from realm.serving.local import connect, reach
 
 TEMPLATE = (

@@ -1,14 +1,12 @@
-"""The blocks of a profile that say how a model is fine-tuned, and what all blocks have in common."""
+"""The blocks of a profile that say how a model is fine-tuned."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+from realm.core.block import Block
 
 
 class OwnSplit(Block):
