@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 
 from realm.conversations.conversation import Conversation, Message
 from realm.simulation import engine
-from realm.simulation.engine import PAUSES
 
 # The same examples every time: a red run can be repeated, and a slow machine is no failure.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -115,5 +114,5 @@ def servers() -> Iterator[tuple[StubServer, StubServer]]:
 
 @pytest.fixture
 def no_pauses(monkeypatch):
-    """A simulation asks again at once."""
-    monkeypatch.setattr(engine, "PAUSES", (0.0,) * len(PAUSES))
+    """A simulation asks again nearly at once."""
+    monkeypatch.setattr(engine, "PAUSES", (0.02,))

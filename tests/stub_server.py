@@ -36,6 +36,7 @@ NO_MODEL = Fault(404, "The model does not exist")
 TOO_LONG = Fault(400, "This model's maximum context length is 128 tokens, the request has 900")
 BUSY = Fault(429, "Rate limit reached", headers={"Retry-After": "0"})
 BROKEN = Fault(500, "internal error")
+NO_WAY = Fault(400, "this cannot be done")
 NULL_CONTENT = Fault(200, payload={"choices": [{"index": 0, "message": {"role": "assistant", "content": None}}]})
 EMPTY_CHOICES = Fault(200, payload={"choices": []})
 
@@ -115,7 +116,8 @@ class StubServer:
 
     def endpoint(self, **values: Any) -> Endpoint:
         """A profile's block that points here; patience is short, so that tests are."""
-        chosen = {"max_new_tokens": 16, "timeout_seconds": 5.0, "max_retries": 0, "concurrency": 4, **values}
+        chosen = {"max_new_tokens": 16, "timeout_seconds": 5.0, "max_retries": 0, "concurrency": 4}
+        chosen |= {"patience_seconds": 1.0, **values}
         return Endpoint(engine="api", model="stub", base_url=self.url, **chosen)
 
     def next_answer(self, request: Request) -> Answer:

@@ -27,7 +27,8 @@ from realm.core.secrets import redact
 from realm.core.seeds import SEED_MODULUS
 from realm.models.assets import AssetError, cache_folder
 from realm.models.gguf import ConversionError
-from realm.serving.client import Client, EndpointError
+from realm.serving.client import Client
+from realm.serving.faults import EndpointError
 from realm.serving.local import reach
 from realm.simulation.simulators import USERGPT
 
@@ -228,7 +229,8 @@ def _given(arguments: list[str] | None) -> tuple[Endpoint, Path, dict[str, Any]]
     name, run_folder = (given.model, Path()) if given.base_url else place_of(given.model)
     shared = {k: getattr(given, k) for k in ("base_url", "api_key_env", "temperature", "max_new_tokens")}
     try:
-        endpoint = Endpoint(engine=engine, model=name, concurrency=1, max_retries=1, **shared)
+        room = max(2048, 2 * given.max_new_tokens)
+        endpoint = Endpoint(engine=engine, model=name, concurrency=1, max_retries=1, context_length=room, **shared)
     except ValidationError as error:
         first = error.errors()[0]
         parser.error(" ".join([*map(str, first["loc"]), first["msg"]]))

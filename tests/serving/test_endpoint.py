@@ -35,7 +35,8 @@ from realm.models import gguf as conversion
 from realm.models.assets import AssetError
 from realm.models.gguf import ConversionError, export_gguf
 from realm.serving import llama_cpp, local
-from realm.serving.client import Address, Client, EndpointError
+from realm.serving.client import Address, Client
+from realm.serving.faults import EndpointError
 from realm.serving.local import connect, local_server, resolve_model
 
 KEY = "sk-not-a-real-key-0123456789"
@@ -155,7 +156,7 @@ def test_a_key_at_the_cut_of_a_long_message_stays_out(server, monkeypatch):
         (NO_MODEL, "refused", "no such model or path (404)"),
         (TOO_LONG, "context", "too long"),
         (Fault(400, "temperature is out of range"), "failed", "temperature is out of range"),
-        (Fault(500, "first line\nsecond line"), "failed", "first line second line"),
+        (Fault(500, "first line\nsecond line"), "unreachable", "first line second line"),
         (BUSY, "unreachable", "too many requests (429)"),
         (NULL_CONTENT, "failed", "without text"),
         (EMPTY_CHOICES, "failed", "without text"),
@@ -234,7 +235,7 @@ def test_busy_and_broken_servers_are_asked_again(server):
 
 
 def test_retries_are_bounded(server):
-    assert refusal(server, [BROKEN] * 9, max_retries=1).kind == "failed"
+    assert refusal(server, [BROKEN] * 9, max_retries=1).kind == "unreachable"
     assert len(server.completions) == 2
 
 

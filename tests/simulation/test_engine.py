@@ -6,7 +6,7 @@ from dataclasses import replace
 import nbformat
 import pytest
 from simulation_stage import FREE, OFF, SEEDS, Stage, as_told, ended
-from stub_server import BAD_KEY, BROKEN, TOO_LONG, StubServer, answered
+from stub_server import BAD_KEY, NO_WAY, TOO_LONG, StubServer, answered
 
 from realm.conversations.conversation import Conversation, Message
 from realm.core.seeds import turn_seed
@@ -143,7 +143,7 @@ def test_silence_before_anything_was_said_is_no_ending(servers, tmp_path):
 
 
 def test_end_user_failed(servers, tmp_path):
-    servers[0].script = ["Something?", BROKEN]
+    servers[0].script = ["Something?", NO_WAY]
     reason, said = ended(servers, tmp_path)
     assert (reason, len(said)) == ("user_failed", 2)
 
@@ -159,7 +159,7 @@ def test_end_budget_spent(servers, tmp_path):
     assert (reason, len(said)) == ("budget_spent", 3)
 
 
-@pytest.mark.parametrize("answer", [BROKEN, " ", "<end>"])
+@pytest.mark.parametrize("answer", [NO_WAY, " ", "<end>"])
 def test_end_responder_failed(servers, tmp_path, answer):
     servers[1].script = ["fine", answer]
     reason, said = ended(servers, tmp_path)

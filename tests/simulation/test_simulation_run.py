@@ -23,7 +23,7 @@ from realm.core.profile import Endpoint, load_profile, run_folder
 from realm.dialogue import encoder
 from realm.models import assets
 from realm.simulation import export
-from realm.simulation.endings import EndReason
+from realm.simulation.endings import Ending, EndReason
 from realm.simulation.journal import Attempt, Journal, Usage
 from realm.simulation.plan import Shard, plan
 from realm.simulation.run import STAGE_FOLDER, SimulationError, identity, main, merge, simulate
@@ -262,9 +262,9 @@ def test_a_merge_keeps_what_ended_and_replaces_what_did_not(tmp_path):
         for name in ("whole", "cut"):
             paid = Attempt(name, 0, 0, "user", 1, 1, "kept")
             journal.add_turn(name, 0, Message("user", word), paid)
-    main_one.end(["whole"], EndReason.MAX_ROUNDS)
-    main_one.end(["cut"], EndReason.BUDGET_SPENT)
-    shard.end(["whole", "cut"], EndReason.USER_ENDED)
+    main_one.end(["whole"], Ending(EndReason.MAX_ROUNDS))
+    main_one.end(["cut"], Ending(EndReason.BUDGET_SPENT))
+    shard.end(["whole", "cut"], Ending(EndReason.USER_ENDED))
     shard.close()
     main_one.absorb(tmp_path / "shard.sqlite")
     assert [main_one.turns(n)[0].content for n in ("whole", "cut")] == ["main", "shard"]
@@ -279,7 +279,7 @@ def test_a_merge_leaves_no_tries_of_turns_that_it_replaced(tmp_path):
         for position in range(turns):
             paid = Attempt("cut", position, 0, "user", 1, 1, "kept")
             journal.add_turn("cut", position, Message("user", str(position)), paid)
-        journal.end(["cut"], EndReason.BUDGET_SPENT)
+        journal.end(["cut"], Ending(EndReason.BUDGET_SPENT))
     shard.close()
     main_one.absorb(tmp_path / "shard.sqlite")
     assert len(main_one.turns("cut")) == 1

@@ -1,7 +1,7 @@
 """The ground that everyone stands on: what a run is told, what it writes, and what it must never show.
 
-Rooms in reading order: ``profile`` (typed values of a run; two of its blocks are ``fine_tunes``, what is wrong with
-them says ``profile_errors``), ``files`` (whole or not there), ``secrets``, ``errors`` (one line for the reader),
-``metrics``, ``manifest``, ``seeds``, ``cards``, ``quiet`` (noise of libraries).
+Rooms in reading order: ``profile`` (typed values of a run; two of its blocks are ``fine_tunes``, another ``endpoint``;
+what is wrong with them says ``profile_errors``), ``files`` (whole or not there), ``secrets``, ``errors`` (one line for
+the reader), ``metrics``, ``manifest``, ``seeds``, ``cards``, ``quiet`` (noise of libraries).
 Imports nothing else of the library.
 """

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from realm.core.endpoint import Endpoint
 from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
 from realm.core.fine_tunes import SFT, Block, UserSFT
@@ -86,52 +87,6 @@ class DataInspection(Block):
     def _something_is_left_to_train_on(self) -> DataInspection:
         if sum(self.shares.values()) > 0.9:
             raise ValueError("seeds_share, valid_share and test_share leave less than a tenth to train on")
-        return self
-
-
-class Endpoint(Block):
-    """Anything that speaks the OpenAI chat protocol.
-
-    ``engine``: ``llama.cpp``, ``transformers`` or ``vllm`` start a local server for ``model`` (an asset
-    name, a folder, ``stage:04_realm_sft``, or ``base:04_realm_sft``: what that stage started from, under the very
-    tokenizer and template that it was trained with; for ``llama.cpp`` also a GGUF file, or ``repository:file`` of one
-    on the Hub); ``api`` talks to ``base_url``, where ``model`` is the name
-    that the service knows and ``api_key_env`` the environment variable that holds the key.
-    ``environment``: the folder of the Python environment that holds the engine's program (null: this one; a relative
-    one lies in the repository). ``gpu_memory_share``: of a GPU's memory, what vllm takes.
-    At most ``concurrency`` requests are in flight; ``requests_per_minute`` spaces their starts, null does not.
-    Each shard of a simulation has both for itself.
-    """
-
-    engine: Literal["llama.cpp", "transformers", "vllm", "api"]
-    model: str
-    base_url: str | None = None
-    api_key_env: str | None = None
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(ge=1)
-    context_length: int = Field(default=2048, ge=128)
-    concurrency: int = Field(default=8, ge=1)
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    timeout_seconds: float = Field(default=300.0, gt=0)
-    max_retries: int = Field(default=4, ge=0)
-    environment: str | None = None
-    gpu_memory_share: float = Field(default=0.9, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _environment_has_a_program(self) -> Endpoint:
-        if self.environment is not None and self.engine not in ("vllm", "transformers"):
-            raise ValueError(f"environment goes with engine vllm or transformers, not {self.engine}")
-        return self
-
-    @model_validator(mode="after")
-    def _address_belongs_to_api(self) -> Endpoint:
-        if self.engine == "api" and not self.base_url:
-            raise ValueError("engine api needs base_url, for example https://api.openai.com/v1")
-        if self.engine != "api" and self.base_url:
-            raise ValueError(f"base_url goes with engine api, not {self.engine}")
-        if self.engine != "api" and self.api_key_env:
-            raise ValueError(f"api_key_env goes with engine api, not {self.engine}")
         return self
 
 

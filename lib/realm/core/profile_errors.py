@@ -12,6 +12,10 @@ def explain(error: dict[str, Any], profile: type[BaseModel]) -> str:
     """One pydantic error of a ``profile`` as ``key: what is wrong; what is allowed``."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "profile"
+    if error["type"] != "value_error" and {"headers", "extra_body", "api_key_env", "base_url"} & set(
+        location[:-1] or location
+    ):
+        return f"{key}: {error['msg'].lower()}"  # what stands there may be a secret
     match error["type"]:
         case "invalid_key":
             return f"{key}: unknown key; allowed: {', '.join(_block_at(location[:-1], profile).model_fields)}"

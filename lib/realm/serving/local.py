@@ -10,10 +10,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from string import Template
 
 from joblib import cpu_count
 
@@ -23,7 +25,8 @@ from realm.core.secrets import register_secret
 from realm.models import assets
 from realm.models.gguf import export_gguf
 from realm.serving import llama_cpp
-from realm.serving.client import Address, Client, EndpointError
+from realm.serving.client import Address, Client
+from realm.serving.faults import EndpointError
 from realm.serving.untrained import untrained
 
 START_SECONDS = 300
@@ -39,9 +42,17 @@ async def connect(
     ``role`` names the endpoint in errors and logs. ``share``: how many local endpoints divide the cores.
     Raises EndpointError with one line if it cannot be reached.
     """
+    stop = threading.Event()
     with contextlib.ExitStack() as stack:
-        place = reach(endpoint, role, run_folder, log_folder, share=share)
-        address = await asyncio.to_thread(stack.enter_context, place)
+        place = reach(endpoint, role, run_folder, log_folder, share=share, stop=stop)
+        entering = asyncio.ensure_future(asyncio.to_thread(stack.enter_context, place))
+        try:
+            address = await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled: it is told, and awaited, or the server that it starts would stay.
+            stop.set()
+            await asyncio.wait([entering])
+            raise
         client = Client(address, endpoint, role)
         try:
             await client.check()
@@ -51,28 +62,61 @@ async def connect(
 
 
 @contextlib.contextmanager
-def reach(endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, share: int = 1) -> Iterator[Address]:
+def reach(
+    endpoint: Endpoint,
+    role: str,
+    run_folder: Path,
+    log_folder: Path,
+    *,
+    share: int = 1,
+    stop: threading.Event | None = None,
+) -> Iterator[Address]:
     """The address of an endpoint, with a local server behind it where one is needed.
 
-    An interrupt ends the wait for that server at once. Raises as ``connect`` does, and ConversionError.
+    An interrupt, or ``stop`` from another thread, ends the wait for that server at once. Raises as ``connect`` does,
+    and ConversionError.
     """
     if endpoint.engine == "api":
-        yield Address(endpoint.base_url, endpoint.model, _key_from(endpoint.api_key_env))
+        headers = {name: _filled_in(name, value) for name, value in endpoint.headers.items()}
+        yield Address(endpoint.base_url, endpoint.model, _key_from(endpoint.api_key_env), headers=headers)
         return
     # A GGUF file is served as it is, whatever its architecture.
     served = assets.gguf_of(endpoint.model) if endpoint.engine == "llama.cpp" else None
     folder, vocabulary = (served, None) if served else resolve_model(endpoint.model, run_folder)
-    with local_server(endpoint, folder, vocabulary, log_folder / f"{role}.log", share=share) as address:
+    log = log_folder / f"{role}.log"
+    with local_server(endpoint, folder, vocabulary, log, share=share, stop=stop) as address:
         yield address
 
 
 def _key_from(variable: str | None) -> str:
-    if not variable:
-        return ""
-    if not os.environ.get(variable):
-        raise EndpointError("refused", f"environment variable {variable} is not set; the key is expected there")
-    register_secret(os.environ[variable])
-    return os.environ[variable]
+    return _secret(variable, "the key is expected there") if variable else ""
+
+
+def _filled_in(name: str, value: str) -> str:
+    """A header's value with ``$NAME`` replaced from the environment; ``$$`` is a dollar."""
+    try:
+        names = Template(value).get_identifiers()
+        return Template(value).substitute({n: _secret(n, f"headers.{name} of the profile wants it") for n in names})
+    except ValueError:
+        raise EndpointError(
+            "refused", f"headers.{name} of the profile: $ is followed by no name of a variable; $$ is a dollar"
+        ) from None
+
+
+def _secret(variable: str, use: str) -> str:
+    """The value of a variable of the environment, as a header can carry it. Raises EndpointError without showing it."""
+    value = os.environ.get(variable, "")
+    register_secret(value)
+    if not value.strip():
+        raise EndpointError("refused", f"environment variable {variable} is not set; {use}")
+    value = value.strip()  # a line break at its end comes from the file that it was read from
+    register_secret(value)
+    if not (value.isascii() and value.isprintable()):
+        raise EndpointError(
+            "refused",
+            f"environment variable {variable} holds a line break or another character that no key has; set it again",
+        )
+    return value
 
 
 def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
@@ -93,7 +137,13 @@ def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
 
 @contextlib.contextmanager
 def local_server(
-    endpoint: Endpoint, folder: Path, vocabulary: Path | None, log: Path, *, share: int = 1
+    endpoint: Endpoint,
+    folder: Path,
+    vocabulary: Path | None,
+    log: Path,
+    *,
+    share: int = 1,
+    stop: threading.Event | None = None,
 ) -> Iterator[Address]:
     """Serve a model folder, or a GGUF file, on free loopback ports; yields when it is healthy, and always ends it.
 
@@ -128,7 +178,7 @@ def local_server(
     first, *more = (f"http://127.0.0.1:{port}/v1" for port in ports)
     address = Address(first, name, key, tuple(more))
     try:
-        _wait_healthy(guard, address, log)
+        _wait_healthy(guard, address, log, stop or threading.Event())
         yield address
     finally:
         guard.stdin.close()
@@ -218,20 +268,24 @@ def _free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
+def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path, stop: threading.Event) -> None:
+    # Past any proxy of the environment: it would get the key, and its loopback is another machine's.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     header = {"Authorization": f"Bearer {address.key}"}
     waiting = [urllib.request.Request(f"{url}/models", headers=header) for url in (address.base_url, *address.more)]
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not stop.is_set():
         if guard.poll() is not None:
             raise EndpointError("unreachable", f"{address.model}: the server ended at start: {_reason(log)}; see {log}")
         try:
             while waiting:
-                with urllib.request.urlopen(waiting[0], timeout=5):
+                with opener.open(waiting[0], timeout=5):
                     waiting.pop(0)
             return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+            stop.wait(0.2)
+    if stop.is_set():
+        raise EndpointError("unreachable", f"{address.model}: its start was interrupted")
     raise EndpointError("unreachable", f"{address.model}: no sign of health in {START_SECONDS} s; see {log}")
 
 

@@ -30,10 +30,14 @@ FAILED_ENDINGS_ASKED_AGAIN = 3
 
 
 class Ending(NamedTuple):
-    """How one conversation ends; ``words``: those of the service, or ours, where it did not end by itself."""
+    """How one conversation ends; ``words``: of the service, or ours, where it did not end by itself.
+
+    ``kind``: of the EndpointError that ended it; empty where an answer came and was no turn.
+    """
 
     reason: EndReason
     words: str = ""
+    kind: str = ""
 
 
 class SimulationError(OneLineError, RuntimeError):

@@ -8,7 +8,10 @@ the sampler derive from the conversation's id and turn, so order, concurrency, s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +23,12 @@ from realm.conversations.conversation import CUT_TURNS, Conversation, Message
 from realm.core import profile
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import ChatFormat
-from realm.serving.client import Client, EndpointError, Reply, together
+from realm.serving.client import Client, together
 from realm.serving.counting import TokenCounter
+from realm.serving.faults import EndpointError
+from realm.serving.reply import Reply
 from realm.simulation import guardrails
-from realm.simulation.breaker import DOWN_AFTER, Breaker
+from realm.simulation.breaker import FAILS_EVERYBODY, Breaker
 from realm.simulation.budget import Ledger
 from realm.simulation.endings import FAILURES, Ending, EndReason, SimulationError
 from realm.simulation.journal import KEPT, UNFINISHED, Attempt, Journal
@@ -38,8 +43,7 @@ ENDINGS = {
     "filtered": EndReason.CONTENT_FILTER,
     "reasoning": EndReason.REASONING_ONLY,
 }
-# Seconds before an endpoint that did not answer is asked again; as many as it takes to call it down.
-PAUSES = tuple(min(2.0**i, 30.0) for i in range(DOWN_AFTER))
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before an endpoint that did not answer is asked again; the last for ever
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Simulation:
         self._judge = guardrails.Judge(self.guardrails, self.format.reserved, self.simulator.falls_silent)
         self._clients = [c for c in (self.user, self.responder) if c is not None]
         self._breaker = Breaker()
+        self._unpaid: set[str] = set()  # conversations that failed in this run at no cost
 
     async def run(self, starts: Sequence[Start]) -> list[Conversation]:
         """Hold every conversation to its end; conversations that ended before are taken from the journal.
@@ -72,7 +77,6 @@ class Simulation:
         goes on from there, also of what an earlier budget cut short.
         """
         self.resumed_turns = self.journal.count_turns()
-        self._failures = self.journal.failures()
         self.journal.reopen([EndReason.BUDGET_SPENT, *FAILURES], self.journal.asked_again())
         self._ledger = Ledger(self.budget, self.journal.usage())
         # More would only wait, and all would be cut short when the budget is: these keep both sides busy.
@@ -87,7 +91,10 @@ class Simulation:
             except sqlite3.Error as error:
                 raise SimulationError(f"{self.journal.path}: {error}; make room or move it, and run again") from error
         spent = [s.id for s, reason in zip(waiting, reasons, strict=True) if reason == EndReason.BUDGET_SPENT]
-        self.journal.end(spent, EndReason.BUDGET_SPENT)
+        self.journal.end(spent, Ending(EndReason.BUDGET_SPENT))
+        if failed := nobody_answered(self.journal, starts):
+            self.journal.forgive(self._unpaid)  # what cost nothing is asked again, however often
+            raise SimulationError(f"{failed}; run again to go on")
         return exported(self.journal, starts, self.simulator.name)
 
     def _stopped(self, error: EndpointError) -> SimulationError:
@@ -106,7 +113,7 @@ class Simulation:
                 said.append(message)
                 bar.set_postfix_str(str(self._ledger), refresh=False)
             if ending.reason != EndReason.BUDGET_SPENT:  # these are few transactions, not one each
-                self.journal.end([start.id], ending.reason, ending.words)
+                self.journal.end([start.id], ending)
         bar.update()
         return ending.reason
 
@@ -149,8 +156,9 @@ class Simulation:
             return self._replayed(start, said)
         faults = self.journal.faults(start.id, len(said))
         ending = Ending(faults[-1]) if faults else None
-        # A conversation that failed and is asked again may try once more each time.
-        while not self._judge.gives_up(faults, self._failures.get(start.id, 0)):
+        # What an earlier run lost to a service is no try of this one.
+        lost = sum(fault in FAILURES for fault in faults)
+        while not self._judge.gives_up(faults, lost):
             answer = await self._ask(start.id, said, len(faults))
             if isinstance(answer, Ending):
                 return answer
@@ -166,7 +174,7 @@ class Simulation:
                 return message
             self.journal.reject(paid, message.content)
             faults.append(outcome)
-            ending = Ending(outcome, _why(answer, message, outcome))
+            ending = _ending_by(answer, message, outcome)
         return ending
 
     def _judged(self, role: str, answer: Reply | EndpointError, said: list[Message]) -> tuple[Message, str]:
@@ -197,39 +205,60 @@ class Simulation:
         role, request = speaker(said), self._request(said)
         client = self._client(role)
         seed = turn_seed(conversation, len(said), self.seed, attempt)
-        error = None
-        for pause in PAUSES:
+        first_failure = None
+        for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             if not self._ledger.open():
                 return Ending(EndReason.BUDGET_SPENT)
             self._ledger.in_flight += 1
+            asked_at = time.monotonic()
             try:
                 reply = await client.complete(request, seed, conversation=conversation)
             except EndpointError as caught:
                 error = caught
-                if error.kind == "refused":
-                    raise
-                if error.paid is not None:
-                    return error
-                if error.kind not in ENDINGS and self._breaker.failed(role, conversation):
-                    raise EndpointError(error.kind, f"{error}; {DOWN_AFTER} times in a row") from None
-                if error.kind != "unreachable":
-                    return Ending(ENDINGS.get(error.kind) or FAILED[role], str(error))
             else:
                 self._breaker.worked(role)
                 return reply
             finally:
                 self._ledger.in_flight -= 1
+            first_failure = first_failure or asked_at
+            if (end := self._given_up(role, conversation, error, asked_at, first_failure)) is not None:
+                return end
             await asyncio.sleep(pause)
-        return Ending(FAILED[role], str(error))
+        raise AssertionError("unreachable")
+
+    def _given_up(
+        self, role: str, conversation: str, error: EndpointError, asked_at: float, first_failure: float
+    ) -> EndpointError | Ending | None:
+        """What a failed request comes to: None to wait and ask again. Raises it where nobody need ask on."""
+        if error.stops:
+            raise error
+        if error.passing:
+            patience = self._client(role).endpoint.patience_seconds
+            silent = self._breaker.silent(role)
+            if silent >= patience:
+                raise EndpointError(error.kind, f"{error}; nothing else came from it in {silent:.0f} s")
+            if not silent:
+                words = f"{role}: {error.reason}; asked again, for {patience:g} s at most"
+                tqdm.write(words, file=sys.stderr)
+            # Others are answered, and this one never.
+            return (
+                Ending(FAILED[role], error.reason, error.kind) if time.monotonic() - first_failure >= patience else None
+            )
+        if error.kind != "context" and self._breaker.failed(role, conversation, asked_at):
+            raise EndpointError(error.kind, f"{error}; {FAILS_EVERYBODY} times in a row")
+        if error.paid is not None:
+            return error
+        self._unpaid.add(conversation)
+        return Ending(ENDINGS.get(error.kind) or FAILED[role], error.reason, error.kind)
 
 
-def _why(answer: Reply | EndpointError, message: Message, outcome: EndReason) -> str:
-    """Words about a failure; nothing where the end reason says it all."""
+def _ending_by(answer: Reply | EndpointError, message: Message, outcome: EndReason) -> Ending:
     if isinstance(answer, EndpointError):
-        return str(answer)
+        return Ending(outcome, answer.reason, answer.kind)
     if outcome not in FAILURES:
-        return ""
-    return f"an answer of {len(message.content.encode()):,} bytes" if message.content else "an empty answer"
+        return Ending(outcome)  # which says it all
+    size = len(message.content.encode())
+    return Ending(outcome, f"an answer of {size:,} bytes" if size else "an empty answer")
 
 
 def speaker(said: Sequence[Message]) -> str:
@@ -255,6 +284,19 @@ def exported(journal: Journal, starts: Sequence[Start], simulator: str) -> list[
 def _meta(start: Start, reason: EndReason, simulator: str, cut: list[int]) -> dict[str, Any]:
     meta = {"mode": start.mode, "end_reason": str(reason), "simulator": simulator}
     return meta | {CUT_TURNS: cut} if cut else meta
+
+
+def nobody_answered(journal: Journal, starts: Sequence[Start]) -> str | None:
+    """Why no answer of one side was ever of use, where conversations failed for want of them; None otherwise."""
+    answered, words = journal.answered(), journal.last_words()
+    for start in starts:
+        role = speaker([*start.opening, *journal.turns(start.id)]) if start.id in words else None
+        if role is not None and role not in answered:
+            count = sum(s.id in words for s in starts)
+            return (
+                f"no answer of the {role} was of use, {count} of {len(starts)} conversations failed: {words[start.id]}"
+            )
+    return None
 
 
 def end_reasons(conversations: Sequence[Conversation]) -> Counter[str]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from realm.conversations.conversation import Message
 from realm.core.files import text_sha256
 from realm.core.secrets import redact
-from realm.simulation.endings import FAILED_ENDINGS_ASKED_AGAIN, FAILURES, EndReason, SimulationError
+from realm.simulation.endings import FAILED_ENDINGS_ASKED_AGAIN, FAILURES, Ending, EndReason, SimulationError
 
 # Outcomes of a request whose words became a turn: whole, cut by a guardrail, cut at a limit of tokens.
 KEPT, CUT, UNFINISHED = "kept", "cut", "unfinished"
@@ -34,10 +34,10 @@ SCHEMA = (
     # Tables of their own, so that journals of earlier versions go on.
     "CREATE TABLE IF NOT EXISTS reasoning (conversation TEXT, position INTEGER, attempt INTEGER, tokens INTEGER,"
     " PRIMARY KEY (conversation, position, attempt))",
-    "CREATE TABLE IF NOT EXISTS reasons (conversation TEXT, number INTEGER, reason TEXT, words TEXT,"
+    "CREATE TABLE IF NOT EXISTS reasons (conversation TEXT, number INTEGER, reason TEXT, words TEXT, kind TEXT,"
     " PRIMARY KEY (conversation, number))",
 )
-COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "reasoning": 4, "reasons": 4}
+COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "reasoning": 4, "reasons": 5}
 
 
 class Usage(NamedTuple):
@@ -159,15 +159,16 @@ class Journal:
             place = (paid.conversation, paid.position, paid.attempt)
             self._db.execute("INSERT INTO reasoning VALUES (?, ?, ?, ?)", (*place, thought))
 
-    def end(self, conversations: Iterable[str], reason: EndReason, words: str = "") -> None:
-        """Note that these ended; ``words``: what a service, or we, had to say about it."""
+    def end(self, conversations: Iterable[str], ending: Ending) -> None:
+        """Note that these ended so, with the words that a service, or we, had for it."""
+        reason, words, kind = ending
+        number = "(SELECT COUNT(*) FROM reasons WHERE conversation = ?)"
         with self._together():
             for name in conversations:
                 self._db.execute("INSERT OR REPLACE INTO ends VALUES (?, ?)", (name, reason))
                 if words:
-                    values = (name, name, reason, redact(words)[:EXCERPT])
-                    number = "(SELECT COUNT(*) FROM reasons WHERE conversation = ?)"
-                    self._db.execute(f"INSERT INTO reasons VALUES (?, {number}, ?, ?)", values)
+                    values = (name, name, reason, redact(words)[:EXCERPT], kind)
+                    self._db.execute(f"INSERT INTO reasons VALUES (?, {number}, ?, ?, ?)", values)
 
     def reopen(self, reasons: Iterable[EndReason], conversations: Iterable[str] | None = None) -> None:
         """Forget endings for ``reasons``, of some conversations or of all: they go on from their last turn."""
@@ -257,12 +258,26 @@ class Journal:
     def reasons(self) -> list[Reason]:
         """Why conversations ended that did not end by themselves, most frequent first."""
         rows = self._db.execute(
-            "SELECT ends.reason, words, COUNT(*) FROM ends JOIN reasons USING (conversation)"
-            " WHERE ends.reason = reasons.reason AND number ="
+            "SELECT reason, words, COUNT(*) FROM ends JOIN reasons USING (conversation, reason) WHERE number ="
             " (SELECT MAX(number) FROM reasons AS later WHERE later.conversation = ends.conversation)"
-            " GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+            " GROUP BY reason, words ORDER BY 3 DESC, 1, 2"
         )
         return [Reason(*row) for row in rows]
+
+    def last_words(self) -> dict[str, str]:
+        """conversation -> the words with which it ended, of those that a service's failure or refusal ended."""
+        rows = self._db.execute(
+            "SELECT conversation, words FROM ends JOIN reasons USING (conversation, reason)"
+            " WHERE kind != '' ORDER BY number"
+        )
+        return dict(rows.fetchall())
+
+    def answered(self) -> set[str]:
+        """Roles of which some request became a turn."""
+        rows = self._db.execute(
+            "SELECT DISTINCT role FROM requests WHERE outcome IN (?, ?, ?)", (KEPT, CUT, UNFINISHED)
+        )
+        return {role for (role,) in rows}
 
     def thoughts(self) -> dict[str, Thought]:
         """role of the speaker -> its reasoning; roles that did not reason are not there."""

@@ -22,14 +22,15 @@ from realm.dialogue.format import ChatFormat
 from realm.models import assets
 from realm.models.assets import AssetError
 from realm.models.gguf import ConversionError
-from realm.serving.client import Client, EndpointError
+from realm.serving.client import Client
 from realm.serving.counting import TokenCounter
+from realm.serving.faults import EndpointError
 from realm.serving.local import connect
 from realm.simulation.budget import dollars, estimate, share
 from realm.simulation.endings import SimulationError
-from realm.simulation.engine import Simulation, end_reasons, exported
+from realm.simulation.engine import Simulation, end_reasons, exported, nobody_answered
 from realm.simulation.export import write_exports
-from realm.simulation.journal import Intervention, Journal, Rejected, Usage, journal_path
+from realm.simulation.journal import Intervention, Journal, Reason, Rejected, Thought, Usage, journal_path
 from realm.simulation.plan import Shard, Start, starts_of
 from realm.simulation.simulators import SIMULATORS, USERGPT
 
@@ -38,7 +39,7 @@ ROLES = {"user": "user", "responder": "assistant"}  # whose turns an endpoint sp
 SHOWN = 100  # rejected answers that a run's outcome holds
 # These change what a run costs or how fast it is, never what is said: they may differ when it goes on.
 NOT_IDENTITY = {"free", "seeded", "budget"}
-NOT_IDENTITY_OF_ENDPOINT = {"concurrency", "requests_per_minute", "timeout_seconds", "max_retries"}
+NOT_IDENTITY_OF_ENDPOINT = {"concurrency", "requests_per_minute", "timeout_seconds", "max_retries", "patience_seconds"}
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,14 @@ class Outcome:
     rejected: list[Rejected]  # some of them, to be looked at
     dollars: float | None  # None where nothing has a price
     resumed_turns: int
+    why: list[Reason]  # in words, of those that did not end by themselves
+    cut: dict[str, int]  # role -> turns that stop in the middle, at a limit of tokens
+    thoughts: dict[str, Thought]
 
     def __str__(self) -> str:
         ends = ", ".join(f"{reason} {n}" for reason, n in self.reasons.most_common())
-        return f"{self.reasons.total()} conversations: {ends}"
+        why = "".join(f"\n{reason} {n}: {words}" for reason, words, n in self.why)
+        return f"{self.reasons.total()} conversations: {ends}{why}"
 
 
 async def simulate(chosen: Profile, seed: int, folder: Path, shard: Shard | None = None) -> Outcome:
@@ -73,13 +78,16 @@ async def simulate(chosen: Profile, seed: int, folder: Path, shard: Shard | None
         again = journal.asked_again()
         if any(s.id not in ended or s.id in again for s in starts):
             await _hold_all(chosen, seed, folder, starts, journal, share(config.budget, shard.of if shard else 1))
+        elif failed := nobody_answered(journal, starts):
+            raise SimulationError(failed)
         talks = exported(journal, starts, config.simulator)
         usage, interventions, rejected = journal.usage(), journal.interventions(), journal.rejected(SHOWN)
+        told = journal.reasons(), journal.count_cut(), journal.thoughts()
     if shard is None:
         write_exports(out, talks, config, seed, usage, interventions)
     spoken = [c for c in talks if c.messages]
     cost = dollars(config.budget, usage)
-    return Outcome(spoken, end_reasons(talks), usage, interventions, rejected, cost, resumed)
+    return Outcome(spoken, end_reasons(talks), usage, interventions, rejected, cost, resumed, *told)
 
 
 async def _hold_all(

@@ -1,0 +1,62 @@
+"""Each row of the table of services: it works, or is one line with the service's own words, its kind and the fix."""
+
+import asyncio
+
+import pytest
+from service_table import TABLE, WORKS
+from stub_server import StubServer
+
+from realm.conversations.conversation import Message
+from realm.serving.client import Address, Client
+from realm.serving.faults import EndpointError
+
+KEY = "sk-not-a-real-key-0123456789"
+HELLO = [Message("system", "Be brief."), Message("user", "Hello?")]
+SERVICES = {
+    "OpenAI chat", "OpenAI reasoning models", "Azure", "vLLM", "SGLang", "llama.cpp", "TGI", "Ollama", "LM Studio",
+    "DeepSeek", "Qwen", "Mistral", "OpenRouter", "a moderated gateway", "a gateway without a model list",
+}  # fmt: skip
+
+
+async def answer_of(row, server):
+    client = Client(Address(server.url, "stub", KEY), server.endpoint(**row.endpoint), "responder")
+    try:
+        if row.models:
+            await client.check()
+            server.requests.clear()
+        first = await client.complete(HELLO, 1)
+        asked = len(server.completions)
+        await client.complete(HELLO, 2)
+        return first, asked, len(server.completions) - asked
+    finally:
+        await client.close()
+
+
+def test_the_table_holds_the_services_that_people_use():
+    assert {row.service for row in TABLE} >= SERVICES
+    assert len({row.name for row in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize("row", [r for r in TABLE if r.kind == WORKS], ids=lambda r: r.name)
+def test_it_works(row, capsys):
+    with StubServer(row.reply, row.models) as server:
+        reply, asked, again = asyncio.run(answer_of(row, server))
+    assert (reply.text, reply.reasoning, reply.finish) == (row.text, row.reasoning, row.finish)
+    assert (asked, again) == (row.asked, 1)  # what was learned is kept
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == len(row.learned) == asked - 1
+    for line, learned in zip(told, row.learned, strict=True):
+        assert line.startswith("responder (stub at ") and f"as by {learned} in the profile" in line
+
+
+@pytest.mark.parametrize("row", [r for r in TABLE if r.kind != WORKS], ids=lambda r: r.name)
+def test_it_is_one_line_with_its_own_words(row, capsys):
+    with StubServer(row.reply) as server, pytest.raises(EndpointError) as caught:
+        asyncio.run(answer_of(row, server))
+    error = caught.value
+    assert error.kind == row.kind
+    assert row.says in str(error) and row.key in str(error) and "\n" not in str(error)
+    assert row.says in error.reason and server.url not in error.reason
+    assert KEY not in str(error)
+    assert len(server.completions) == row.asked
+    assert not capsys.readouterr().err
