@@ -19,6 +19,8 @@ class _Side:
     signs: int = 0
     last_sign: float = 0.0
     failed: list[str] = field(default_factory=list)  # conversations, since it last worked
+    silenced: set[str] = field(default_factory=set)  # conversations that got no answer since then
+    worked_at: float = float("-inf")
 
 
 class Breaker:
@@ -29,15 +31,30 @@ class Breaker:
         self._sides: dict[str, _Side] = defaultdict(_Side)
 
     def worked(self, endpoint: str) -> None:
-        self._sides[endpoint] = _Side()
+        self._sides[endpoint] = _Side(worked_at=self._now())
 
-    def silent(self, endpoint: str) -> float:
+    def worked_since(self, endpoint: str, moment: float) -> bool:
+        return self._sides[endpoint].worked_at > moment
+
+    def silent(self, endpoint: str, conversation: str) -> float:
         """Note that it did not answer in a way that may pass; for how many seconds nothing has come from it now."""
         side = self._sides[endpoint]
+        side.silenced.add(conversation)
         if side.silent_since is None:
             side.silent_since = self._now()
             return 0.0
         return self._now() - side.silent_since
+
+    def alone(self, endpoint: str, conversation: str) -> bool:
+        """Whether it did not answer this conversation and nobody else asked: either may be to blame.
+
+        It counts as failed: if the next one gets no answer either, it was the endpoint.
+        """
+        side = self._sides[endpoint]
+        if side.silenced != {conversation}:
+            return False
+        side.failed.append(conversation)
+        return True
 
     def failed(self, endpoint: str, conversation: str, asked_at: float) -> bool:
         """Note that a conversation ends by a failure of its request. True when the endpoint fails everybody.

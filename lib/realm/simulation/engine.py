@@ -234,16 +234,18 @@ class Simulation:
             raise error
         if error.passing:
             patience = self._client(role).endpoint.patience_seconds
-            silent = self._breaker.silent(role)
-            if silent >= patience:
-                raise EndpointError(error.kind, f"{error}; nothing else came from it in {silent:.0f} s")
+            silent = self._breaker.silent(role, conversation)
             if not silent:
                 words = f"{role}: {error.reason}; asked again, for {patience:g} s at most"
                 tqdm.write(words, file=sys.stderr)
-            # Others are answered, and this one never.
-            return (
-                Ending(FAILED[role], error.reason, error.kind) if time.monotonic() - first_failure >= patience else None
-            )
+            if time.monotonic() - first_failure < patience and silent < patience:
+                return None
+            of_its_own = Ending(FAILED[role], error.reason, error.kind)
+            if self._breaker.worked_since(role, first_failure):  # others are answered, and this one never
+                return of_its_own if time.monotonic() - first_failure >= patience else None
+            if role in self.journal.answered() and self._breaker.alone(role, conversation):
+                return of_its_own
+            raise EndpointError(error.kind, f"{error}; nothing else came from it in {silent:.0f} s")
         if error.kind != "context" and self._breaker.failed(role, conversation, asked_at):
             raise EndpointError(error.kind, f"{error}; {FAILS_EVERYBODY} times in a row")
         if error.paid is not None:
