@@ -568,3 +568,36 @@ TABLE = (
         "in the context of",
     ),
 )
+
+# ---------------------------------------------------------------- the same for readers
+
+OUTCOMES = {
+    WORKS: "works",
+    "context": "the conversation ends, `context_full`",
+    "filtered": "the conversation ends, `content_filter`",
+    "reasoning": "named and billed; the conversation ends, `reasoning_only`",
+    "failed": "the conversation fails with these words, and is asked again by the next calls",
+    "refused": "stops at once",
+    "no_credit": "stops at once: no credit is left",
+    "unreachable": "waited out for `patience_seconds`; then the run stops and can be gone on with",
+}
+
+
+def markdown() -> str:
+    """The table of the docs."""
+    lines = [
+        "| service | behaviour | what happens here | its own words that show | what to change |",
+        "|---|---|---|---|---|",
+    ]
+    for row in TABLE:
+        happens = OUTCOMES[row.kind]
+        if row.learned:
+            happens += ", once it was told; learned as " + ", ".join(f"`{line}`" for line in row.learned)
+        if row.endpoint.keys() & {"leave_out", "token_limit"}:
+            happens += " with " + ", ".join(f"`{k}: {v}`".replace("'", "") for k, v in row.endpoint.items())
+        if row.reasoning:
+            happens += "; reasoning is kept apart"
+        if row.finish == "length":
+            happens += "; the turn is marked as cut"
+        lines.append(f"| {row.service} | {row.behaviour} | {happens} | {row.says} | {row.key and f'`{row.key}`'} |")
+    return "\n".join(lines) + "\n"

@@ -1,14 +1,19 @@
 """Each row of the table of services: it works, or is one line with the service's own words, its kind and the fix."""
 
 import asyncio
+import re
 
 import pytest
-from service_table import TABLE, WORKS
+from service_table import OUTCOMES, TABLE, WORKS, markdown
+from simulation_stage import Stage
 from stub_server import StubServer
 
 from realm.conversations.conversation import Message
+from realm.core.files import REPOSITORY
 from realm.serving.client import Address, Client
 from realm.serving.faults import EndpointError
+from realm.simulation.endings import SimulationError
+from realm.simulation.plan import plan
 
 KEY = "sk-not-a-real-key-0123456789"
 HELLO = [Message("system", "Be brief."), Message("user", "Hello?")]
@@ -35,6 +40,27 @@ async def answer_of(row, server):
 def test_the_table_holds_the_services_that_people_use():
     assert {row.service for row in TABLE} >= SERVICES
     assert len({row.name for row in TABLE}) == len(TABLE)
+
+
+def test_the_docs_hold_the_table_as_it_is_tested():
+    assert (REPOSITORY / "docs/services.md").read_text(encoding="utf-8").endswith(markdown())
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in TABLE if r.kind not in (WORKS, "refused", "no_credit")], ids=lambda r: r.name
+)
+def test_the_simulation_does_what_the_table_says(row, tmp_path):
+    always = lambda body: row.reply(body)  # noqa: E731
+    with StubServer() as user, StubServer(always) as responder:
+        stage = Stage((user, responder), tmp_path, max_rounds=1, patience_seconds=0.2, **row.endpoint)
+        with pytest.raises(SimulationError) as caught:  # since no answer ever came
+            stage.run(plan(1, 0, []))
+    assert row.says in str(caught.value)
+    kept = re.search(r"`(\w+)`", OUTCOMES[row.kind])
+    if row.kind == "unreachable":
+        assert stage.ended == {} and "nothing else came from it" in str(caught.value)
+    elif kept:
+        assert set(stage.reasons) == {(kept[1], stage.reasons[0].words, 1)}
 
 
 @pytest.mark.parametrize("row", [r for r in TABLE if r.kind == WORKS], ids=lambda r: r.name)

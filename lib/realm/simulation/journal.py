@@ -179,12 +179,12 @@ class Journal:
             self._db.executemany("DELETE FROM ends WHERE conversation = ?", again)
 
     def forgive(self, conversations: Iterable[str]) -> None:
-        """Forget that these failed, the last time: their service was to blame, and it does not count as a try."""
-        failed = [(c, c) for c, reason in self.ended().items() if reason in FAILURES and c in set(conversations)]
-        last = "(SELECT MAX(number) FROM reasons WHERE conversation = ?)"
+        """Forget the last ending of these, where a service was to blame: they go on, and it does not count as a try."""
+        chosen = [(c,) for c in set(conversations) & self.last_words().keys()]
+        last = "(SELECT MAX(number) FROM reasons AS later WHERE later.conversation = reasons.conversation)"
         with self._together():
-            self._db.executemany("DELETE FROM ends WHERE conversation = ?", [(c,) for c, _ in failed])
-            self._db.executemany(f"DELETE FROM reasons WHERE conversation = ? AND number = {last}", failed)
+            self._db.executemany("DELETE FROM ends WHERE conversation = ?", chosen)
+            self._db.executemany(f"DELETE FROM reasons WHERE conversation = ? AND number = {last}", chosen)
 
     def absorb(self, path: str | Path) -> None:
         """Take over what another journal of the same settings holds of conversations not ended here. Repeatable.
