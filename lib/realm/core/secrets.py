@@ -65,7 +65,7 @@ def require_plain_address(url: str) -> str:
     """``url`` if it is an HTTP address that holds no secret. Raises ValueError, which does not show it."""
     try:
         parts = urlsplit(url)
-        host = parts.hostname
+        host = parts.hostname if parts.port is None or parts.port >= 0 else None  # a port that is none raises
     except ValueError:
         parts, host = None, None
     if parts is None or parts.scheme not in ("http", "https") or not host:

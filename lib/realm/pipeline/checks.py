@@ -17,7 +17,7 @@ from realm.models import assets, estimate
 from realm.models.architecture import UnknownArchitecture, positions
 from realm.pipeline.counts import Counts, at_hand, usable
 from realm.pipeline.stages import Stage
-from realm.serving.client import EndpointError
+from realm.serving.faults import EndpointError
 from realm.serving.local import program_of
 
 STOPS, HERE, NOTE = "would stop the run", "on this machine", "note"

@@ -71,7 +71,7 @@ def native_program() -> str | None:
         return None
     found = shutil.which(Path(named).expanduser() if named else "llama-server")
     if named and not found:
-        from realm.serving.client import EndpointError  # slow to import; the server has no need of it
+        from realm.serving.faults import EndpointError  # slow to import; the server has no need of it
 
         fix = f"correct it, unset it, or set it to {BUNDLED}"
         raise EndpointError("failed", f"{PROGRAM_VARIABLE}={named}: no program there; {fix}")

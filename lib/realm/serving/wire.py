@@ -11,7 +11,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-import httpx
 import openai
 
 from realm.serving.faults import EndpointError
@@ -32,7 +31,7 @@ def is_loopback(url: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-def http_client(url: str, before: Callable[..., Awaitable[None]]) -> httpx.AsyncClient:
+def http_client(url: str, before: Callable[..., Awaitable[None]]) -> openai.DefaultAsyncHttpxClient:
     """A client for ``url``; ``before`` is awaited before each request.
 
     This machine is never asked through a proxy, which would get key and text and cannot come back here.
@@ -50,7 +49,7 @@ def http_client(url: str, before: Callable[..., Awaitable[None]]) -> httpx.Async
     except OSError:
         name = _first_set(CERTIFICATES, missing=True)
         why = f"{name} names a file that is not there or cannot be read; correct or unset it"
-    except (ValueError, httpx.InvalidURL):
+    except Exception:  # noqa: BLE001  (of the network library that the package has chosen, not ours to name)
         name = _first_set(PROXIES)
         why = f"{name} holds no address of a proxy that is understood, such as http://host:port; correct or unset it"
     raise EndpointError("refused", f"{url}: the environment variable {why}")
