@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,20 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 class ArtefactError(OneLineError, OSError):
     """An artefact that cannot be written or read; the message names the file and the fix."""
+
+
+def make_folder(folder: Path) -> Path:
+    """``folder``, made where it is missing. Raises ArtefactError, which names the variable that moves results."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ArtefactError(
+            f"{folder}: cannot write here ({error.strerror}); check permissions and space, or let the environment "
+            "variable REALM_RUNS name a folder that can be written"
+        ) from error
+    return folder
 
 
 @contextlib.contextmanager

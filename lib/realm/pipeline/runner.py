@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from realm.core.errors import OneLineError
-from realm.core.files import ArtefactError, atomic_path, read_json, write_json
+from realm.core.files import ArtefactError, atomic_path, make_folder, read_json, write_json
 from realm.core.profile import load_profile
 from realm.core.secrets import redact, redacted
 from realm.pipeline import stages
 from realm.pipeline.identity import fingerprint, is_done
 from realm.pipeline.stages import Stage
+from realm.pipeline.surroundings import own_kernel
 
 
 class StageFailed(OneLineError, RuntimeError):
@@ -72,6 +73,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], stage: Stag
             request_save_on_cell_execute=True,
             stderr_file=_RedactedErrors(),
             log_output=False,
+            kernel_manager_class=own_kernel(),
             extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its note on TCP stood in every log
         )
     except PapermillExecutionError as error:
@@ -116,12 +118,7 @@ def _to_html(notebook: Path) -> None:
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """One run at a time in a folder. Raises ArtefactError if another is at work or it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ArtefactError(f"{folder}: cannot write here ({error.strerror}); check permissions and space") from error
-    with handle:
+    with (make_folder(folder) / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

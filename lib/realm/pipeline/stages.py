@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from realm.core.files import REPOSITORY, ArtefactError, file_sha256, write_json
+from realm.core.files import REPOSITORY, ArtefactError, file_sha256, make_folder, write_json
 from realm.core.manifest import TRAINED_ON, manifest
 from realm.core.metrics import Metrics
 from realm.core.profile import Endpoint, Profile, ProfileError, load_profile, run_folder
 from realm.models import assets
+from realm.pipeline.surroundings import leave_group
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 # What of the training of UserGPT decides how conversations become tokens, before it and after it.
@@ -148,10 +149,6 @@ def open_run(number: str, profile: str, run_dir: str | None = None, seed: int | 
     values = load_profile(profile)
     folder = Path(run_dir) if run_dir else run_folder(profile)
     stage = stage_by_number(number)
-    try:
-        (folder / stage.folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArtefactError(
-            f"{folder / stage.folder}: cannot write here ({error.strerror}); check permissions"
-        ) from error
+    make_folder(folder / stage.folder)
+    leave_group()
     return Run(values, values.seed if seed is None else seed, folder.resolve(), stage, Metrics())

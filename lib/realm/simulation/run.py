@@ -15,6 +15,7 @@ from typing import Any
 from realm.conversations.conversation import Conversation
 from realm.core import profile
 from realm.core.errors import exit_code
+from realm.core.files import make_folder
 from realm.core.profile import Endpoint, Profile, load_profile, run_folder
 from realm.core.secrets import register_secret
 from realm.dialogue.encoder import encoder_of
@@ -188,6 +189,7 @@ def _dispatch(given: argparse.Namespace) -> None:
     chosen, folder = load_profile(given.profile), run_folder(given.profile)
     for endpoint in chosen.endpoints().values():
         register_secret(os.environ.get(endpoint.api_key_env or ""))
+    make_folder(folder / STAGE_FOLDER)
     if given.merge:
         print(f"{merge(chosen, chosen.seed, folder)} shards joined")
     shard = Shard.parse(given.shard) if given.shard else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -156,6 +157,17 @@ def _train_job(job: Job, expected: str | None) -> None:
     _write_trained(trainer, job.folder / TRAINED)
 
 
+def _require_launcher() -> None:
+    """Raises TrainingError where the environment speaks of other processes that no launcher started."""
+    others = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if others != "1" and missing:
+        raise TrainingError(
+            f"the environment variable WORLD_SIZE is {others}, and {', '.join(missing)} not set: it leaked out of "
+            "another job; unset it, or start this by accelerate launch"
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Train one stage; under ``accelerate launch`` each process calls it."""
     parser = argparse.ArgumentParser(
@@ -172,9 +184,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--control", choices=CONTROLS, help="train this control of notebook 02 instead")
     parser.add_argument("--rows", help="refuse to train on rows of another hash than this (notebooks give it)")
     given = parser.parse_args(arguments)
-    state = PartialState(cpu=not torch.cuda.is_available())  # before the model: it chooses each process's device
 
     def train_it() -> None:
+        _require_launcher()
+        state = PartialState(cpu=not torch.cuda.is_available())  # before the model: it chooses each process's device
         seed = load_profile(given.profile).seed if given.seed is None else given.seed
         job = Job(given.profile, given.block, given.train, given.valid, given.out, seed, given.control)
         _train_job(job, given.rows)
