@@ -7,15 +7,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+# What stands at these keys may be a secret in the wrong place, and is not shown.
+MAY_BE_SECRET = {"headers", "extra_body", "api_key_env", "base_url"}
+
 
 def explain(error: dict[str, Any], profile: type[BaseModel]) -> str:
     """One pydantic error of a ``profile`` as ``key: what is wrong; what is allowed``."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location) or "profile"
-    if error["type"] != "value_error" and {"headers", "extra_body", "api_key_env", "base_url"} & set(
-        location[:-1] or location
-    ):
-        return f"{key}: {error['msg'].lower()}"  # what stands there may be a secret
+    if error["type"] not in ("value_error", "missing", "extra_forbidden") and MAY_BE_SECRET & set(location):
+        return f"{key}: {error['msg'].lower()}"
     match error["type"]:
         case "invalid_key":
             return f"{key}: unknown key; allowed: {', '.join(_block_at(location[:-1], profile).model_fields)}"
