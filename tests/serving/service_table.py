@@ -576,7 +576,7 @@ OUTCOMES = {
     "context": "the conversation ends, `context_full`",
     "filtered": "the conversation ends, `content_filter`",
     "reasoning": "named and billed; the conversation ends, `reasoning_only`",
-    "failed": "the conversation fails with these words, and is asked again by the next calls",
+    "failed": "the conversation fails with these words and is asked again by the next calls",
     "refused": "stops at once",
     "no_credit": "stops at once: no credit is left",
     "unreachable": "waited out for `patience_seconds`; then the run stops and can be gone on with",

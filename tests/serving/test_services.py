@@ -50,17 +50,22 @@ def test_the_docs_hold_the_table_as_it_is_tested():
     "row", [r for r in TABLE if r.kind not in (WORKS, "refused", "no_credit")], ids=lambda r: r.name
 )
 def test_the_simulation_does_what_the_table_says(row, tmp_path):
-    always = lambda body: row.reply(body)  # noqa: E731
-    with StubServer() as user, StubServer(always) as responder:
-        stage = Stage((user, responder), tmp_path, max_rounds=1, patience_seconds=0.2, **row.endpoint)
-        with pytest.raises(SimulationError) as caught:  # since no answer ever came
-            stage.run(plan(1, 0, []))
-    assert row.says in str(caught.value)
-    kept = re.search(r"`(\w+)`", OUTCOMES[row.kind])
-    if row.kind == "unreachable":
-        assert stage.ended == {} and "nothing else came from it" in str(caught.value)
-    elif kept:
-        assert set(stage.reasons) == {(kept[1], stage.reasons[0].words, 1)}
+    answered = row.kind != "unreachable"  # else nothing ever comes from it
+    with StubServer() as user, StubServer(row.reply) as responder:
+        responder.script = ["Fine."] * answered
+        stage = Stage((user, responder), tmp_path, max_rounds=2, patience_seconds=0.2, **row.endpoint)
+        if not answered:
+            with pytest.raises(SimulationError, match="nothing else came from it") as caught:
+                stage.run(plan(1, 0, []))
+            assert row.says in str(caught.value) and stage.ended == {}
+            return
+        [talk] = stage.run(plan(1, 0, []))
+    [why] = stage.reasons
+    named = re.search(r"`([a-z]+_[a-z]+)`", OUTCOMES[row.kind])
+    assert talk.meta["end_reason"] == why.reason == (named[1] if named else "responder_failed")
+    assert row.says in why.words and len(talk.messages) == 3
+    paid = row.reply({"messages": []}).status == 200 and "error" not in row.reply({"messages": []}).payload
+    assert stage.usage["assistant"].requests == 1 + paid  # what came all the same is counted
 
 
 @pytest.mark.parametrize("row", [r for r in TABLE if r.kind == WORKS], ids=lambda r: r.name)
