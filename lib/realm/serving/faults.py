@@ -228,7 +228,7 @@ def explain(said: Complaint, worked: bool, key_name: str | None, sent: frozenset
         case "refused":
             what = f"the key is refused ({said.status}); check {key}"
         case "no_credit":
-            what = f"no credit is left ({said.status}); top up the account behind {key}, then run again"
+            what = f"no credit is left ({said.status}); top up the account{f' behind {key_name}' if key_name else ''}"
         case "context":
             what = "the conversation is too long"
         case "filtered":
