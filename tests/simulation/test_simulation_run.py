@@ -150,15 +150,15 @@ def test_a_finished_run_connects_to_nothing(folder):
     assert again.resumed_turns == 9 * 4 - 3 * 2
 
 
-def test_what_does_not_shape_the_words_does_not_change_the_journal(servers):
+def test_what_does_not_shape_the_words_does_not_change_the_journal(servers, folder):
     one = profile_of(servers)
     patience = {"timeout_seconds": 9.0, "concurrency": 2, "requests_per_minute": 60, "max_retries": 3}
     patient = servers[0].endpoint(context_length=4096, **patience)
     budget = one.simulation.budget.model_copy(update={"requests": 5})
-    assert identity(one, 7) == identity(profile_of(servers, user=patient, budget=budget, free=9), 7)
+    assert identity(one, 7, folder) == identity(profile_of(servers, user=patient, budget=budget, free=9), 7, folder)
     warm = servers[0].endpoint(context_length=4096, temperature=0.1)
-    assert identity(one, 7) != identity(profile_of(servers, user=warm), 7)
-    assert identity(one, 7) != identity(one, 8)
+    assert identity(one, 7, folder) != identity(profile_of(servers, user=warm), 7, folder)
+    assert identity(one, 7, folder) != identity(one, 8, folder)
 
 
 def test_a_replay_runs_by_profile_without_a_user(servers, folder):
@@ -228,7 +228,7 @@ def test_shards_together_are_the_whole_run(servers, folder, tmp_path):
         run(chosen, other, Shard(number, 3))
     assert not (other / STAGE_FOLDER / "realchat.jsonl").exists()
     assert asked(servers) == 2 * paid
-    assert merge(chosen, 7, other) == merge(chosen, 7, other) == 3
+    assert merge(chosen, 7, other)[0] == merge(chosen, 7, other)[0] == 3
     joined = run(chosen, other)
     assert asked(servers) == 2 * paid
     assert joined.usage == whole.usage
@@ -257,11 +257,30 @@ def test_a_merge_keeps_what_ended_and_replaces_what_did_not(tmp_path):
     main_one.absorb(tmp_path / "shard.sqlite")
     assert [main_one.turns(n)[0].content for n in ("whole", "cut")] == ["main", "shard"]
     assert main_one.ended() == {"whole": EndReason.MAX_ROUNDS, "cut": EndReason.USER_ENDED}
+    assert main_one.usage() == {"user": Usage(3, 3, 3)}  # what was paid for words that were replaced stays paid
+    main_one.choose(["whole", "cut"])
     assert main_one.usage() == {"user": Usage(2, 2, 2)}
     main_one.close()
 
 
-def test_a_merge_leaves_no_tries_of_turns_that_it_replaced(tmp_path):
+def test_a_merge_leaves_no_tries_of_turns_that_it_replaced_and_forgets_none(tmp_path):
+    main_one, shard = Journal(tmp_path / "main.sqlite"), Journal(tmp_path / "shard.sqlite")
+    for journal, turns in ((main_one, 3), (shard, 1)):
+        for position in range(turns):
+            paid = Attempt("cut", position, 0, "user", 1, 1, "kept")
+            journal.add_turn("cut", position, Message("user", str(position)), paid)
+    main_one.end(["cut"], EndReason.BUDGET_SPENT)
+    shard.end(["cut"], EndReason.EMPTY_TURN)
+    shard.close()
+    for _ in range(2):
+        main_one.absorb(tmp_path / "shard.sqlite")
+    assert len(main_one.turns("cut")) == 1
+    assert main_one.faults("cut", 1) == main_one.faults("cut", 2) == []
+    assert main_one.usage() == {"user": Usage(4, 4, 4)}
+    main_one.close()
+
+
+def test_a_merge_takes_of_two_cut_short_what_came_further(tmp_path):
     main_one, shard = Journal(tmp_path / "main.sqlite"), Journal(tmp_path / "shard.sqlite")
     for journal, turns in ((main_one, 3), (shard, 1)):
         for position in range(turns):
@@ -270,8 +289,7 @@ def test_a_merge_leaves_no_tries_of_turns_that_it_replaced(tmp_path):
         journal.end(["cut"], EndReason.BUDGET_SPENT)
     shard.close()
     main_one.absorb(tmp_path / "shard.sqlite")
-    assert len(main_one.turns("cut")) == 1
-    assert main_one.faults("cut", 1) == main_one.faults("cut", 2) == []
+    assert len(main_one.turns("cut")) == 3
     main_one.close()
 
 

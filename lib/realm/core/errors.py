@@ -32,3 +32,8 @@ def exit_code(action: Callable[[], int | None], interrupted: str) -> int:
 def tell(message: str) -> None:
     """``error: MESSAGE`` on standard error, on one line, without keys."""
     print(f"error: {redact(' '.join(message.split()))}", file=sys.stderr, flush=True)
+
+
+def note(message: str) -> None:
+    """``note: MESSAGE`` on standard error, on one line, without keys: something is other than usual, not wrong."""
+    print(f"note: {redact(' '.join(message.split()))}", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Models and data by name, and what is known of a model before its weights are loaded.
 
-Rooms in reading order: ``assets`` (packages, Hub, local folders), ``gguf`` (in and out of llama.cpp's files),
+Rooms in reading order: ``assets`` (packages, Hub, local folders), ``weights`` (which model a name means, by content),
+``gguf`` (in and out of llama.cpp's files),
 ``pretokenizers`` (how they cut text), ``architecture``, ``workload``, ``estimate`` (memory and time before anything is
 paid), ``model_card``.
 May import: ``core``.

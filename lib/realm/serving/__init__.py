@@ -1,6 +1,7 @@
 """Endpoints: any service of the OpenAI protocol behind one client, and local servers that always end.
 
-Rooms in reading order: ``client`` (requests and their errors), ``local`` (reaching an endpoint, starting a server),
-``llama_cpp`` (the default engine), ``child`` (a process that cannot outlive its parent).
+Rooms in reading order: ``words`` (what of an endpoint shapes them), ``client`` (requests and their errors), ``local``
+(reaching an endpoint, starting a server), ``llama_cpp`` (the default engine), ``child`` (a process that cannot outlive
+its parent).
 May import: ``conversations``, ``models``, ``core``.
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +24,11 @@ from realm.simulation import guardrails
 from realm.simulation.breaker import DOWN_AFTER, Breaker
 from realm.simulation.budget import Ledger
 from realm.simulation.endings import EndReason, SimulationError
-from realm.simulation.journal import Attempt, Journal
+from realm.simulation.journal import Attempt, Journal, Standing
+from realm.simulation.limits import Limits, speaker
 from realm.simulation.plan import Start
 from realm.simulation.simulators import Simulator
+from realm.simulation.standing import exported, standings
 
 RESPONDER_SYSTEM_PROMPT = "You are an artificial intelligence assistant."
 FAILED = {"user": EndReason.USER_FAILED, "assistant": EndReason.RESPONDER_FAILED}
@@ -50,12 +51,16 @@ class Simulation:
     guardrails: profile.Guardrails
     budget: profile.Budget
     responder_system: str = RESPONDER_SYSTEM_PROMPT
+    counted_by: str = ""  # the model whose tokens these are
     resumed_turns: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._judge = guardrails.Judge(self.guardrails, self.format.reserved, self.simulator.falls_silent)
         self._clients = [c for c in (self.user, self.responder) if c is not None]
         self._breaker = Breaker()
+        sides = [c and c.endpoint for c in (self.user, self.responder)]
+        whose = (self.simulator, self.format, self.count_tokens, self.responder_system, self.counted_by)
+        self.limits = Limits(self.max_rounds, *sides, *whose)
 
     async def run(self, starts: Sequence[Start]) -> list[Conversation]:
         """Hold every conversation to its end; conversations that ended before are taken from the journal.
@@ -68,18 +73,21 @@ class Simulation:
         self._ledger = Ledger(self.budget, self.journal.usage())
         # More would only wait, and all would be cut short when the budget is: these keep both sides busy.
         self._room = asyncio.Semaphore(sum(c.endpoint.concurrency for c in self._clients))
-        done = self.journal.ended()
-        waiting = [s for s in starts if s.id not in done]
+        standing = standings(self.journal, starts, self.limits)
+        waiting = [s for s in starts if standing[s.key].reason is None]
         with tqdm(total=len(starts), initial=len(starts) - len(waiting), desc="conversations", unit="conv") as bar:
             try:
                 reasons = await together(self._hold(start, bar) for start in waiting)
             except EndpointError as error:
                 raise self._stopped(error) from None
             except sqlite3.Error as error:
-                raise SimulationError(f"{self.journal.path}: {error}; make room or move it, and run again") from error
-        spent = [s.id for s, reason in zip(waiting, reasons, strict=True) if reason == EndReason.BUDGET_SPENT]
+                raise SimulationError(
+                    f"{self.journal.path}: {error}; make room there, or take the run folder to another disk "
+                    "(REALM_RUNS), and run again: what was said is kept"
+                ) from error
+        spent = [s.key for s, reason in zip(waiting, reasons, strict=True) if reason == EndReason.BUDGET_SPENT]
         self.journal.end(spent, EndReason.BUDGET_SPENT)
-        return exported(self.journal, starts, self.simulator.name)
+        return exported(self.journal, starts, self.limits, self.simulator.name)
 
     def _stopped(self, error: EndpointError) -> SimulationError:
         # Those that failed while the endpoint was down did not fail by themselves.
@@ -88,60 +96,38 @@ class Simulation:
 
     async def _hold(self, start: Start, bar: tqdm) -> EndReason:
         async with self._room:
-            said = [*start.opening, *self.journal.turns(start.id)]
-            while (reason := self._ending(said)) is None:
+            said = [*start.opening, *self.journal.turns(start.key)]
+            while (reason := self.limits.ending(said)) is None:
                 message = await self._next_turn(start, said)
                 if isinstance(message, EndReason):
                     reason = message
+                    if reason != EndReason.BUDGET_SPENT:  # these are few transactions, not one each
+                        self.journal.end([start.key], reason)
                     break
                 said.append(message)
                 bar.set_postfix_str(str(self._ledger), refresh=False)
-            if reason != EndReason.BUDGET_SPENT:  # these are few transactions, not one each
-                self.journal.end([start.id], reason)
+            if reason != EndReason.BUDGET_SPENT:
+                self.journal.stop({start.key: Standing(len(said) - len(start.opening), reason)}, str(self.limits))
         bar.update()
         return reason
 
-    def _ending(self, said: list[Message]) -> EndReason | None:
-        """Reasons that can be seen before anything is sent."""
-        if said and said[-1].role == "assistant" and sum(m.role == "user" for m in said) >= self.max_rounds:
-            return EndReason.MAX_ROUNDS
-        client = self._client(speaker(said))
-        if client is None:  # a script goes on whatever was said
-            return None
-        room = client.endpoint.context_length - client.endpoint.max_new_tokens
-        return EndReason.CONTEXT_FULL if self._tokens(said) > room else None
-
     def _client(self, role: str) -> Client | None:
         return self.user if role == "user" else self.responder
-
-    def _request(self, said: Sequence[Message]) -> list[Message]:
-        """What is sent for the next turn: always whole, its system prompt first."""
-        if speaker(said) == "user":
-            return self.simulator.messages(said)
-        return [Message("system", self.responder_system), *said]
-
-    def _tokens(self, said: Sequence[Message]) -> int:
-        """Tokens of that request, by the template that its server fills in."""
-        if speaker(said) == "user" and self.simulator.flipped:
-            text, _ = self.format.render(said, self.simulator.system, reply_as="user")
-        else:
-            text, _ = self.format.render(self._request(said), None, reply_as="assistant")
-        return self.count_tokens(text)
 
     async def _next_turn(self, start: Start, said: list[Message]) -> Message | EndReason:
         role = speaker(said)
         if role == "user" and start.script is not None:
             return self._replayed(start, said)
-        faults = self.journal.faults(start.id, len(said))
+        faults = self.journal.faults(start.key, len(said))
         while not self._judge.gives_up(faults):
-            reply = await self._ask(start.id, said, len(faults))
+            reply = await self._ask(start, said, len(faults))
             if isinstance(reply, EndReason):
                 return reply
             message, outcome = self._judge.judge(role, reply.text, said)
-            paid = Attempt(start.id, len(said), len(faults), role, *self._counted(reply, said), outcome)
+            paid = Attempt(start.key, len(said), len(faults), role, *self._counted(reply, said), outcome)
             self._ledger.add(role, paid.prompt_tokens, paid.new_tokens)
             if not isinstance(outcome, EndReason):
-                self.journal.add_turn(start.id, len(said), message, paid)
+                self.journal.add_turn(start.key, len(said), message, paid)
                 return message
             self.journal.reject(paid, message.content)
             faults.append(outcome)
@@ -152,28 +138,28 @@ class Simulation:
         if turn == len(start.script):
             return EndReason.USER_ENDED
         message = Message("user", start.script[turn])
-        self.journal.add_turn(start.id, len(said), message)
+        self.journal.add_turn(start.key, len(said), message)
         return message
 
     def _counted(self, reply: Reply, said: Sequence[Message]) -> tuple[int, int]:
         """Tokens sent and generated; our own count where the server sends none, or a budget would never be spent."""
-        return reply.prompt_tokens or self._tokens(said), reply.completion_tokens or self.count_tokens(reply.text)
+        return reply.prompt_tokens or self.limits.tokens(said), reply.completion_tokens or self.count_tokens(reply.text)
 
-    async def _ask(self, conversation: str, said: list[Message], attempt: int) -> Reply | EndReason:
+    async def _ask(self, start: Start, said: list[Message], attempt: int) -> Reply | EndReason:
         """One answer, or why there is none. Raises EndpointError where asking on is of no use to anybody."""
-        role, request = speaker(said), self._request(said)
+        role, request = speaker(said), self.limits.request(said)
         client = self._client(role)
-        seed = turn_seed(conversation, len(said), self.seed, attempt)
+        seed = turn_seed(start.id, len(said), self.seed, attempt)
         for pause in PAUSES:
             if not self._ledger.open():
                 return EndReason.BUDGET_SPENT
             self._ledger.in_flight += 1
             try:
-                reply = await client.complete(request, seed, conversation=conversation)
+                reply = await client.complete(request, seed, conversation=start.id)
             except EndpointError as error:
                 if error.kind == "refused":
                     raise
-                if error.kind != "context" and self._breaker.failed(role, conversation):
+                if error.kind != "context" and self._breaker.failed(role, start.key):
                     raise EndpointError(error.kind, f"{error}; {DOWN_AFTER} times in a row") from None
                 if error.kind != "unreachable":
                     return EndReason.CONTEXT_FULL if error.kind == "context" else FAILED[role]
@@ -184,27 +170,3 @@ class Simulation:
                 self._ledger.in_flight -= 1
             await asyncio.sleep(pause)
         return FAILED[role]
-
-
-def speaker(said: Sequence[Message]) -> str:
-    """Whose turn it is."""
-    return "user" if not said or said[-1].role == "assistant" else "assistant"
-
-
-def exported(journal: Journal, starts: Sequence[Start], simulator: str) -> list[Conversation]:
-    """The ended conversations of a plan, by id. Raises SimulationError if some have not ended."""
-    ended = journal.ended()
-    if missing := [s.id for s in starts if s.id not in ended]:
-        raise SimulationError(f"{len(missing)} of {len(starts)} conversations have not ended, {missing[0]} first")
-    return [
-        Conversation(
-            s.id,
-            (*s.opening, *journal.turns(s.id)),
-            {"mode": s.mode, "end_reason": str(ended[s.id]), "simulator": simulator},
-        )
-        for s in sorted(starts, key=lambda s: s.id)
-    ]
-
-
-def end_reasons(conversations: Sequence[Conversation]) -> Counter[str]:
-    return Counter(c.meta["end_reason"] for c in conversations)

@@ -1,21 +1,20 @@
 """The journal of a simulation: every turn, every request and every ending, committed when it happens.
 
-SQLite in WAL mode, one writer. A turn and the request that it came from are one transaction, so that neither words
-nor costs are lost or counted twice, whenever the process dies.
+SQLite, one writer; in WAL mode where the file system can. A turn and the request that it came from are one transaction,
+so that neither words nor costs are lost or counted twice, whenever the process dies.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from realm.conversations.conversation import Message
-from realm.core.files import text_sha256
+from realm.core.locks import Busy, Lock
+from realm.serving.words import digest
+from realm.simulation.database import open_database
 from realm.simulation.endings import EndReason, SimulationError
 
 KEPT, CUT = "kept", "cut"  # outcomes of a request whose words became a turn
@@ -27,9 +26,15 @@ SCHEMA = (
     " prompt_tokens INTEGER, new_tokens INTEGER, outcome TEXT, PRIMARY KEY (conversation, position, attempt))",
     "CREATE TABLE IF NOT EXISTS rejected (conversation TEXT, position INTEGER, attempt INTEGER, content TEXT,"
     " PRIMARY KEY (conversation, position, attempt))",
+    # Facts: a user who is done, a fault that stayed, a budget that was spent.
     "CREATE TABLE IF NOT EXISTS ends (conversation TEXT PRIMARY KEY, reason TEXT)",
+    # Views: how many turns stand under which limits, and why no more; always to be had again from the other tables.
+    "CREATE TABLE IF NOT EXISTS stops (conversation TEXT PRIMARY KEY, length INTEGER, reason TEXT, limits TEXT)",
 )
-COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2}
+COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "stops": 4}
+PATIENCE = 2.0  # seconds for who only looks into a journal, or for the end of a process that was killed
+ASIDE = "~replaced-"  # in the name of what another journal had more of
+CHOSEN = "conversation IN (SELECT conversation FROM chosen)"
 
 
 class Usage(NamedTuple):
@@ -74,31 +79,31 @@ class Rejected(NamedTuple):
     instead: str | None
 
 
+class Standing(NamedTuple):
+    """How many turns of the journal count, and why no more are asked for; None while more may be."""
+
+    length: int
+    reason: EndReason | None
+
+
 class Journal:
     """One file, one writer: opening it twice raises SimulationError, as does a file that is no journal."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path, self._of = Path(path), "1"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
         try:
-            self._db = sqlite3.connect(self.path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            for statement in SCHEMA:
-                self._db.execute(statement)
-        except sqlite3.Error as error:
+            # SQLite would let two processes take turns, and each would pay for the same conversations.
+            self._lock = Lock(self.path.with_suffix(".lock"), PATIENCE)
+        except Busy as whose:
+            raise SimulationError(f"{self.path}: another run writes here; wait for it or stop it{whose}") from None
+        except OSError as error:
+            raise SimulationError(f"{self.path}: cannot write here ({error.strerror}); check permissions") from error
+        try:
+            self._db = open_database(self.path, SCHEMA, alone=self._lock.kind == "owner")
+        except BaseException:
             self._lock.close()
-            raise SimulationError(f"{self.path}: not a usable journal ({error}); move it away to start anew") from error
-
-    def _locked(self) -> Any:
-        # SQLite would let two processes take turns, and each would pay for the same conversations.
-        handle = self.path.with_suffix(".lock").open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise SimulationError(f"{self.path}: another run writes here; wait for it or stop it") from None
-        return handle
+            raise
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -141,33 +146,57 @@ class Journal:
         chosen = ended if conversations is None else set(conversations) & ended.keys()
         again = [(c,) for c in chosen if ended[c] in set(reasons)]
         with self._together():
-            self._db.executemany("DELETE FROM ends WHERE conversation = ?", again)
+            for table in ("ends", "stops"):
+                self._db.executemany(f"DELETE FROM {table} WHERE conversation = ?", again)
 
-    def absorb(self, path: str | Path) -> None:
-        """Take over what another journal of the same settings holds of conversations not ended here. Repeatable.
+    def stop(self, standings: Mapping[str, Standing], limits: str) -> None:
+        """Note how conversations stand under ``limits``."""
+        if not standings:
+            return
+        with self._together():
+            rows = ((c, s.length, s.reason, limits) for c, s in standings.items())
+            self._db.executemany("INSERT OR REPLACE INTO stops VALUES (?, ?, ?, ?)", rows)
 
+    def absorb(self, path: str | Path, only: Collection[str] | None = None) -> None:
+        """Take over what another journal of the same words holds of conversations that came further there. Repeatable.
+
+        ``only``: of these alone; None: of all. What was said and paid here for them stays, under another name.
         Raises SimulationError if that journal is in use or is none.
         """
         with contextlib.closing(Journal(path)) as other:
-            mine, theirs = self.ended(), other.ended()
-            ours = {c for c, reason in mine.items() if reason != EndReason.BUDGET_SPENT}
+            mine, theirs = self._progress(), other._progress()
             with self._together():
-                for (name,) in other._db.execute(
-                    "SELECT DISTINCT conversation FROM turns UNION SELECT conversation FROM ends"
-                ):
-                    if name not in ours:
-                        self._copy(other, name, theirs.get(name))
+                for name in theirs:
+                    wanted = only is None or name in only
+                    if wanted and theirs[name] > mine.get(name, (False, 0, 0, False)):
+                        self._keep_aside(name)
+                        self._copy(other, name)
 
-    def _copy(self, other: Journal, name: str, reason: EndReason | None) -> None:
-        # Also what was paid here for words that are replaced: left behind, it would count as tries of later turns.
-        for table in COLUMNS:
+    def _progress(self) -> dict[str, tuple[bool, int, int, bool]]:
+        """Conversation -> (ended for good, turns, answered requests, ended at all): more is further."""
+        ended, turns = self.ended(), self.lengths()
+        asked = dict(self._db.execute("SELECT conversation, COUNT(*) FROM requests GROUP BY conversation"))
+        good = {c for c, reason in ended.items() if reason != EndReason.BUDGET_SPENT}
+        names = dict.fromkeys((*turns, *asked, *ended))
+        return {c: (c in good, turns.get(c, 0), asked.get(c, 0), c in ended) for c in names if ASIDE not in c}
+
+    def _keep_aside(self, name: str) -> None:
+        # Left under its name, it would count as tries of later turns.
+        number = self._db.execute(
+            "SELECT COUNT(DISTINCT conversation) FROM requests WHERE substr(conversation, 1, ?) = ?",
+            (len(name) + len(ASIDE), name + ASIDE),
+        ).fetchone()[0]
+        for table in ("turns", "requests", "rejected"):
+            self._db.execute(
+                f"UPDATE {table} SET conversation = ? WHERE conversation = ?", (f"{name}{ASIDE}{number + 1}", name)
+            )
+        for table in ("ends", "stops"):
             self._db.execute(f"DELETE FROM {table} WHERE conversation = ?", (name,))
-        for table in COLUMNS.keys() - {"ends"}:
+
+    def _copy(self, other: Journal, name: str) -> None:
+        for table, columns in COLUMNS.items():
             rows = other._db.execute(f"SELECT * FROM {table} WHERE conversation = ?", (name,))
-            values = ", ".join("?" * COLUMNS[table])
-            self._db.executemany(f"INSERT INTO {table} VALUES ({values})", rows)
-        if reason:
-            self._db.execute("INSERT INTO ends VALUES (?, ?)", (name, reason))
+            self._db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * columns)})", rows)
 
     # ------------------------------------------------------------ reading
 
@@ -188,13 +217,30 @@ class Journal:
     def ended(self) -> dict[str, EndReason]:
         return {c: EndReason(r) for c, r in self._db.execute("SELECT conversation, reason FROM ends")}
 
+    def stops(self, limits: str) -> dict[str, Standing]:
+        """How conversations stand under ``limits``, as far as that was noted."""
+        rows = self._db.execute("SELECT conversation, length, reason FROM stops WHERE limits = ?", (limits,))
+        return {c: Standing(length, EndReason(reason)) for c, length, reason in rows}
+
+    def lengths(self) -> dict[str, int]:
+        """Conversation -> its turns."""
+        return dict(self._db.execute("SELECT conversation, COUNT(*) FROM turns GROUP BY conversation"))
+
     def count_turns(self) -> int:
         return self._db.execute("SELECT COUNT(*) FROM turns").fetchone()[0]
+
+    def choose(self, conversations: Iterable[str]) -> None:
+        """What ``usage``, ``interventions`` and ``rejected`` then tell of; before, of all."""
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (conversation TEXT PRIMARY KEY)")
+        self._db.execute("DELETE FROM chosen")
+        with self._together():
+            self._db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", ((c,) for c in conversations))
+        self._of = CHOSEN
 
     def usage(self) -> dict[str, Usage]:
         """role of the speaker -> what was asked of it, rejected answers included."""
         rows = self._db.execute(
-            "SELECT role, COUNT(*), SUM(prompt_tokens), SUM(new_tokens) FROM requests GROUP BY role"
+            f"SELECT role, COUNT(*), SUM(prompt_tokens), SUM(new_tokens) FROM requests WHERE {self._of} GROUP BY role"
         )
         return {role: Usage(*numbers) for role, *numbers in rows}
 
@@ -203,7 +249,7 @@ class Journal:
         rows = self._db.execute(
             "SELECT outcome, COUNT(*), COUNT(DISTINCT conversation),"
             " COUNT(DISTINCT CASE WHEN reason = outcome THEN conversation END)"
-            " FROM requests LEFT JOIN ends USING (conversation) WHERE outcome NOT IN (?, ?)"
+            f" FROM requests LEFT JOIN ends USING (conversation) WHERE outcome NOT IN (?, ?) AND {self._of}"
             " GROUP BY outcome ORDER BY 2 DESC, 1",
             (KEPT, EndReason.USER_ENDED),
         )
@@ -214,7 +260,7 @@ class Journal:
         rows = self._db.execute(
             "SELECT conversation, outcome, rejected.content, turns.content FROM rejected"
             " JOIN requests USING (conversation, position, attempt) LEFT JOIN turns USING (conversation, position)"
-            " WHERE outcome != ? ORDER BY conversation, position, attempt LIMIT ?",
+            f" WHERE outcome != ? AND {self._of} ORDER BY conversation, position, attempt LIMIT ?",
             (EndReason.USER_ENDED, count),
         )
         return [Rejected(*row) for row in rows]
@@ -224,7 +270,6 @@ class Journal:
         self._lock.close()
 
 
-def journal_path(folder: str | Path, identity: dict[str, Any], part: str = "") -> Path:
-    """The journal of these very settings: other settings get another file, nothing is mixed or overwritten."""
-    digest = text_sha256(json.dumps(identity, sort_keys=True, default=str))[:10]
-    return Path(folder) / f"journal-{digest}{part}.sqlite"
+def journal_path(folder: str | Path, identity: Mapping[str, Any], part: str = "") -> Path:
+    """The journal of these very words: others get another file, nothing is mixed or overwritten."""
+    return Path(folder) / f"journal-{digest(identity)}{part}.sqlite"

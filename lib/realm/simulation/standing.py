@@ -1,0 +1,54 @@
+"""How the conversations of a plan stand: how much of what the journal holds counts, and why no more is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from realm.conversations.conversation import Conversation
+from realm.simulation.endings import EndReason, SimulationError
+from realm.simulation.journal import Journal, Standing
+from realm.simulation.limits import Limits
+from realm.simulation.plan import Start
+
+
+def standings(journal: Journal, starts: Sequence[Start], limits: Limits) -> dict[str, Standing]:
+    """Key -> standing under ``limits``; without a reason while the conversation may go on.
+
+    Counted once for the same limits, and noted in the journal: counting tokens of all that was said takes a while.
+    """
+    known, ended, spoken = journal.stops(str(limits)), journal.ended(), journal.lengths()
+    found, new = {}, {}
+    for start in starts:
+        if start.key in known:
+            found[start.key] = known[start.key]
+            continue
+        turns = journal.turns(start.key) if start.key in spoken else []
+        length, reason = limits.cut(start.opening, turns)
+        fact = ended.get(start.key)
+        if fact == EndReason.CONTEXT_FULL:  # a server said so, under other limits than these
+            fact = None
+        found[start.key] = Standing(length, reason or fact)
+        if found[start.key].reason not in (None, EndReason.BUDGET_SPENT):
+            new[start.key] = found[start.key]
+    journal.stop(new, str(limits))
+    return found
+
+
+def exported(journal: Journal, starts: Sequence[Start], limits: Limits, simulator: str) -> list[Conversation]:
+    """The ended conversations of a plan, by id. Raises SimulationError if some have not ended."""
+    standing = standings(journal, starts, limits)
+    if missing := [s.id for s in starts if standing[s.key].reason is None]:
+        raise SimulationError(f"{len(missing)} of {len(starts)} conversations have not ended, {missing[0]} first")
+    return [
+        Conversation(
+            s.id,
+            (*s.opening, *journal.turns(s.key)[: standing[s.key].length]),
+            {"mode": s.mode, "end_reason": str(standing[s.key].reason), "simulator": simulator},
+        )
+        for s in sorted(starts, key=lambda s: s.id)
+    ]
+
+
+def end_reasons(conversations: Sequence[Conversation]) -> Counter[str]:
+    return Counter(c.meta["end_reason"] for c in conversations)
