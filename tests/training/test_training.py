@@ -364,11 +364,26 @@ def test_batches_hold_rows_of_like_length_and_come_in_no_order_of_length():
 @pytest.mark.parametrize("change", [{"learning_rate": 5e-3}, {"supervise": "assistant"}])
 def test_checkpoints_of_another_configuration_are_not_resumed(folder, tokenizer, rows, tmp_path, monkeypatch, change):
     first, second = sft(folder), sft(folder, **change)
-    interrupted(monkeypatch, first, tokenizer, rows, tmp_path, at_step=3)
-    assert list((tmp_path / "checkpoints").glob("checkpoint-*"))
+    stage = tmp_path / "02_usergpt_sft"
+    interrupted(monkeypatch, first, tokenizer, rows, stage, at_step=3)
+    [left] = (stage / "checkpoints").glob("checkpoint-*")
+    before = {p.name: p.read_bytes() for p in left.iterdir()}
     calls = count_batches(monkeypatch)
-    train(fresh_model(second), tokenizer, rows, second, tmp_path, seed=1)
+    train(fresh_model(second), tokenizer, rows, second, stage, seed=1)
     assert len(calls) == 6  # 12 rows in batches of 2: from the first
+    [kept] = tmp_path.glob("set_aside/*-02_usergpt_sft/checkpoints/checkpoint-*")
+    assert {p.name: p.read_bytes() for p in kept.iterdir()} == before
+
+
+@pytest.mark.parametrize("values", [{}, {"test_conversations": 9}])
+def test_a_training_that_was_finished_is_not_done_again(folder, tokenizer, rows, tmp_path, monkeypatch, values):
+    first, config = fresh_model(sft(folder)), sft(folder, **values)
+    log = train(first, tokenizer, rows, sft(folder), tmp_path / "02_usergpt_sft", seed=1)
+    calls = count_batches(monkeypatch)
+    again = fresh_model(config)
+    assert train(again, tokenizer, rows, config, tmp_path / "02_usergpt_sft", seed=1) == log
+    assert calls == []
+    assert all(torch.equal(v, dict(again.named_parameters())[n]) for n, v in first.named_parameters())
 
 
 def test_checkpoints_of_another_seed_are_not_resumed(folder, tokenizer, rows, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ class OneLineError(Exception):
     """The base of this library's own errors: the message is for the reader, no traceback is needed beside it."""
 
 
-def exit_code(action: Callable[[], int | None], interrupted: str) -> int:
+def exit_code(action: Callable[[], int | None], interrupted: str | Callable[[], str]) -> int:
     """Do what a command line asks for; its exit code, with one line on standard error where it failed.
 
     130 and the line ``interrupted`` where the reader stopped it. Other errors are faults of ours and are raised.
@@ -24,7 +24,7 @@ def exit_code(action: Callable[[], int | None], interrupted: str) -> int:
     except PermissionError as error:
         tell(f"{error.filename}: cannot write here ({error.strerror}); check permissions")
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr, flush=True)
+        print(interrupted if isinstance(interrupted, str) else interrupted(), file=sys.stderr, flush=True)
         return 130
     return 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from realm.conversations.conversation import Message
 from realm.core.errors import OneLineError
 from realm.core.profile import Endpoint
 from realm.core.secrets import redact
+from realm.serving.words import endpoint_words
 
 T = TypeVar("T")
 CHECK_SECONDS = 3  # for a service's list of models; whoever is slower than this is not there
@@ -94,8 +95,10 @@ class Client:
     the fewest conversations; a conversation stays with the one that has read its history.
     """
 
-    def __init__(self, address: Address, endpoint: Endpoint, role: str):
+    def __init__(self, address: Address, endpoint: Endpoint, role: str, words: Mapping[str, Any] | None = None):
+        """``words``: what shapes those of this endpoint, where that is more than it says itself (``serving.words``)."""
         self.address, self.endpoint, self.role = address, endpoint, role
+        self.words = endpoint_words(endpoint) if words is None else words
         self._gate = asyncio.Semaphore(endpoint.concurrency)
         pace = Pace(endpoint.requests_per_minute)
         self._openai = openai.AsyncOpenAI(

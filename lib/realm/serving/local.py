@@ -23,6 +23,7 @@ from realm.models import assets
 from realm.models.gguf import export_gguf
 from realm.serving import llama_cpp
 from realm.serving.client import Address, Client, EndpointError
+from realm.serving.words import endpoint_words
 
 START_SECONDS = 300
 ENGINES_WITH_KEYS = ("llama.cpp", "vllm")
@@ -40,7 +41,7 @@ async def connect(
     with contextlib.ExitStack() as stack:
         place = reach(endpoint, role, run_folder, log_folder, share=share)
         address = await asyncio.to_thread(stack.enter_context, place)
-        client = Client(address, endpoint, role)
+        client = Client(address, endpoint, role, endpoint_words(endpoint, run_folder))
         try:
             await client.check()
             yield client

@@ -45,8 +45,8 @@ def save_servable(
         _save(merged, tokenizer, template, end, workspace)
     # Servers need to know whose vocabulary this is.
     (folder / "base_model.txt").write_text(config.base_model + "\n", encoding="utf-8")
-    for done_with in ("checkpoints", TRAINED):
-        shutil.rmtree(folder / done_with, ignore_errors=True)
+    # What launched processes left is in these by now; checkpoints stay: of the same training none is repeated.
+    shutil.rmtree(folder / TRAINED, ignore_errors=True)
     return written
 
 
