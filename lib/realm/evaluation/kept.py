@@ -37,13 +37,18 @@ class Kept:
 
     def __init__(self, client: Client, folder: Path, name: str):
         self.client = client
-        self.path = folder / f"{name}-{digest(client.words)}.journal.kept"
-        if why := note_words(self.path, client.words, folder.glob(f"{name}-*.journal.json")):
+        # The temperature is said with each request, and the profile's is not asked for.
+        words = {k: v for k, v in client.words.items() if k != "temperature"}
+        self.path = folder / f"{name}-{digest(words)}.journal.kept"
+        if why := note_words(self.path, words, folder.glob(f"{name}-*.journal.json")):
             note(why)
         self._known = self._read()
 
-    async def complete(self, messages: Sequence[Message], seed: int, **options: Any) -> KeptReply:
+    async def complete(
+        self, messages: Sequence[Message], seed: int, *, temperature: float, **options: Any
+    ) -> KeptReply:
         """As the client's; an answer that is kept is not asked for. Raises EndpointError."""
+        options["temperature"] = temperature
         key = self.key(messages, seed, **options)
         if key not in self._known:
             reply = await self.client.complete(messages, seed, **options)
@@ -55,9 +60,6 @@ class Kept:
         """``conversation`` says where to ask, not what."""
         asked = {k: v for k, v in options.items() if k != "conversation"}
         return text_sha256(json.dumps([[[m.role, m.content] for m in messages], seed, asked], sort_keys=True))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._known
 
     def _read(self) -> dict[str, KeptReply]:
         if not self.path.exists():

@@ -68,8 +68,8 @@ def begin(stage: Marked, made: dict[str, Any], folder: Path, *, force: bool = Fa
     if changed is None and not force and (begun is None or before == made):
         write_json(out / BEGUN, {"made_of": made})
         return
-    same_training = not force and bool(before) and of_training(before) == of_training(made)
-    keeps = (*stage.keeps, *(stage.resumes if same_training else ()))
+    resumes = stage.resumes and not force and before and of_training(before) == of_training(made)
+    keeps = (*stage.keeps, *(stage.resumes if resumes else ()))
     place = set_aside([p for p in _files(out) if not _kept(p, out, keeps)], out)
     _prune(out)
     if place is not None:
