@@ -2,6 +2,7 @@
 
 What is killed is the process that was started, by its number, in set-up, in the middle of requests, or while the
 notebook goes on; whatever it had started has to end by itself. ``REALM_KILLS=20`` for more than a few moments.
+And the README's way of shards, through the same entry.
 """
 
 import itertools
@@ -125,3 +126,19 @@ def wait_for(process, servers, moment, rng):
             time.sleep(rng.random() * 0.1)
             return
         time.sleep(0.005)
+
+
+@FITTING
+def test_shards_then_their_merge_then_stage_03_ask_nothing_twice(servers, tmp_path):
+    folder = tmp_path / "sharded"
+    out, values = with_data(folder), values_of(servers)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(values))
+    environment = {**os.environ, "REALM_RUNS": str(folder / "runs")}
+    words = [sys.executable, "-m", "realm.simulation", "--profile", folder / "mine.yaml"]
+    for more in (["--shard", "1/2"], ["--shard", "2/2"], ["--merge"]):
+        subprocess.run([*words, *more], env=environment, check=True, capture_output=True)
+    paid, exports = asked(servers), {name: (out / name).read_bytes() for name in EXPORTS}
+    assert len(set(paid)) == len(paid)
+    finished(folder, values)
+    assert asked(servers) == paid
+    assert {name: (out / name).read_bytes() for name in EXPORTS} == exports

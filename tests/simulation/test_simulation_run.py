@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -21,11 +22,15 @@ from realm.conversations.readers import load_conversations
 from realm.conversations.writers import write_conversations
 from realm.core.profile import Endpoint, load_profile, run_folder
 from realm.dialogue import encoder
+from realm.serving import local
+from realm.serving.client import Address
 from realm.simulation import export
+from realm.simulation import run as simulation
 from realm.simulation.endings import EndReason
 from realm.simulation.journal import Attempt, Journal, Usage
 from realm.simulation.plan import Shard, plan
 from realm.simulation.run import STAGE_FOLDER, SimulationError, identity, main, merge, simulate
+from realm.simulation.simulators import USERGPT
 
 FILES = ["README.md", "realchat.jsonl", "realchat.parquet", "realchat_sharegpt.json"]
 
@@ -291,6 +296,142 @@ def test_a_merge_takes_of_two_cut_short_what_came_further(tmp_path):
     main_one.absorb(tmp_path / "shard.sqlite")
     assert len(main_one.turns("cut")) == 3
     main_one.close()
+
+
+def test_shards_and_the_whole_run_take_from_each_other(servers, folder):
+    few, many = profile_of(servers, free=2, seeded=1), profile_of(servers)
+    run(few, folder)
+    first = asked(servers)
+    for number in (1, 2):
+        run(many, folder, Shard(number, 2))
+    whole = 9 * 4 - 3 * 2
+    assert asked(servers) == whole
+    for number in (1, 2, 3):  # another division asks nothing again
+        run(many, folder, Shard(number, 3))
+    assert asked(servers) == whole > first
+    assert len(run(many, folder).conversations) == 9  # without --merge too
+    assert asked(servers) == whole
+
+
+def test_a_merge_without_endpoints_exports_and_starts_nothing(folder):
+    with StubServer() as user, StubServer() as responder:
+        chosen = profile_of((user, responder))
+        for number in (1, 2):
+            run(chosen, folder, Shard(number, 2))
+    count, outcome = merge(chosen, 7, folder)  # both are gone
+    assert (count, outcome.reasons.total()) == (2, 9)
+    assert len(load_conversations(folder / STAGE_FOLDER / "realchat.jsonl")) == 9
+
+
+def test_a_merge_of_a_spent_budget_exports_and_asks_nothing(servers, folder, monkeypatch):
+    budget = load_profile("smoke").simulation.budget.model_copy(update={"requests": 13})
+    chosen = profile_of(servers, budget=budget)
+    for number in (1, 2):
+        run(chosen, folder, Shard(number, 2))
+    assert asked(servers) == 12
+    monkeypatch.setattr(simulation, "connect", lambda *_, **__: pytest.fail("a server was started"))
+    _, outcome = merge(chosen, 7, folder)
+    assert outcome.reasons["budget_spent"] > 0 and outcome.reasons.total() == 9
+    whole = budget.model_copy(update={"requests": 12})
+    again = run(profile_of(servers, budget=whole), folder)  # nothing is left to spend
+    assert again.reasons == outcome.reasons and asked(servers) == 12
+
+
+def test_exports_that_change_are_set_aside(servers, folder):
+    out = folder / STAGE_FOLDER
+    run(profile_of(servers), folder)
+    before = {name: (out / name).read_bytes() for name in FILES}
+    run(profile_of(servers), folder)
+    assert not (folder / "set_aside").exists()
+    run(profile_of(servers, free=8), folder)
+    [place] = (folder / "set_aside").iterdir()
+    assert {p.name: p.read_bytes() for p in place.iterdir()} == before
+
+
+# ---------------------------------------------------------------- whose words
+
+
+def test_fewer_rounds_cut_and_more_go_on_without_asking_again(servers, folder):
+    told = {}
+    for rounds, more in ((2, 30), (1, 0), (3, 18), (2, 0)):
+        before = asked(servers)
+        outcome = run(profile_of(servers, max_rounds=rounds), folder)
+        assert asked(servers) - before == more
+        assert {c.rounds for c in outcome.conversations} == {rounds}
+        assert outcome.reasons == {"max_rounds": 9}
+        assert told.setdefault(rounds, as_told(outcome.conversations)) == as_told(outcome.conversations)
+
+
+def test_another_context_cuts_and_goes_on_without_asking_again(servers, folder):
+    servers[1].reply = lambda body: "word " * 30
+    short = [s.endpoint(context_length=400) for s in servers]
+    long = [s.endpoint(context_length=4096) for s in servers]
+    told = []
+    for user, responder in (short, long, short):
+        chosen = profile_of(servers, user=user, responder=responder, max_rounds=4)
+        told.append(as_told(run(chosen, folder).conversations))
+    assert told[0] == told[2] and told[0] != told[1]
+    assert all(b["messages"][: len(a["messages"])] == a["messages"] for a, b in zip(*told[:2], strict=True))
+    assert len({r.body["seed"] for s in servers for r in s.completions}) == asked(servers)
+
+
+def test_another_opening_under_the_same_name_is_another_conversation(servers, folder):
+    run(profile_of(servers, free=0, seeded=1), folder)
+    first = load_conversations(folder / STAGE_FOLDER / "realchat.jsonl")
+    shortened = [Conversation(c.id, (c.messages[0], Message("assistant", "Short."))) for c in SEEDS]
+    for seeds, asks in ((shortened, 2), (SEEDS, 0)):
+        write_conversations(folder / "01_data" / "seeds.jsonl", seeds)
+        before = asked(servers)
+        run(profile_of(servers, free=0, seeded=1), folder)
+        assert asked(servers) - before == asks
+    assert load_conversations(folder / STAGE_FOLDER / "realchat.jsonl") == first
+
+
+@pytest.fixture
+def local_user(servers, folder, monkeypatch):
+    """A profile whose user is the model of stage 02, served by the stub, and that model's folder."""
+    merged = folder / "02_usergpt_sft" / "merged"
+    merged.mkdir(parents=True)
+    (merged / "model.safetensors").write_bytes(b"weights")
+    (merged / "README.md").write_text("a card, with a date")
+
+    @contextlib.contextmanager
+    def reached(endpoint, *_, **__):
+        yield Address(endpoint.base_url or servers[0].url, "stub")
+
+    monkeypatch.setattr(local, "reach", reached)
+    user = Endpoint(engine="llama.cpp", model="stage:02_usergpt_sft", max_new_tokens=16, context_length=4096)
+    return profile_of(servers, user=user), merged
+
+
+def test_other_weights_get_another_journal_beside_it_and_one_line(local_user, servers, folder, capsys):
+    chosen, merged = local_user
+    run(chosen, folder)
+    whole = asked(servers)
+    (merged / "README.md").write_text("another date")
+    run(chosen, folder)
+    assert asked(servers) == whole
+    capsys.readouterr()
+    (merged / "model.safetensors").write_bytes(b"other weights")
+    run(chosen, folder)
+    assert asked(servers) == 2 * whole
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: journal-")]
+    assert re.search(
+        r"journal-\w+\.sqlite is new: what journal-\w+\.sqlite keeps was said otherwise \(user\.weights", line
+    )
+    assert len(list((folder / STAGE_FOLDER).glob("journal-*.sqlite"))) == 2
+    (merged / "model.safetensors").write_bytes(b"weights")
+    run(chosen, folder)
+    assert asked(servers) == 2 * whole
+
+
+def test_other_prompts_get_another_journal(servers, folder, monkeypatch):
+    run(profile_of(servers), folder)
+    whole = asked(servers)
+    monkeypatch.setattr(simulation, "USERGPT", dataclasses.replace(USERGPT, system="Another prompt."))
+    monkeypatch.setitem(simulation.SIMULATORS, "usergpt", simulation.USERGPT)
+    run(profile_of(servers), folder)
+    assert asked(servers) == 2 * whole
 
 
 # ---------------------------------------------------------------- command line
