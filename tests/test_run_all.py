@@ -31,7 +31,18 @@ def test_help_lists_every_option(option):
     done = run_all(option)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: ./run_all.sh")
-    for name in ("--profile", "--from", "--only", "--force", "--dry-run", "--gpus", "--publish", "--test"):
+    for name in (
+        "--profile",
+        "--from",
+        "--only",
+        "--force",
+        "--dry-run",
+        "--gpus",
+        "--publish",
+        "--tidy",
+        "--yes",
+        "--test",
+    ):
         assert name in done.stdout
     assert "REALM_CACHE" in done.stdout and "REALM_RUNS" in done.stdout
 
@@ -124,3 +135,10 @@ def test_a_broken_profile_stops_before_anything_is_fetched(tmp_path):
     assert done.returncode == 1
     assert "dialogue.max_length" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml"]
+
+
+@FITTING
+def test_tidy_says_that_there_is_nothing(tmp_path):
+    done = run_all("--tidy", "--profile", "smoke", REALM_RUNS=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path / 'smoke'}: nothing was set aside\n"

@@ -277,11 +277,14 @@ def changed_values(values, key, place):
         if block.get(part) is None:  # there is no judge in this run, and nothing has a price
             block[part] = dict(PRICE) if "price" in part else copy.deepcopy(values["simulation"]["responder"])
         block = block[part]
+    if last in ("base_url", "api_key_env") and block["engine"] != "api":
+        block |= {"engine": "api", "base_url": place.servers[2].url}
     block[last] = another_value(key, block.get(last))
     if last == "base_url":
         block[last] = place.servers[2].url
     if last == "engine":
         block |= {"base_url": None, "model": "smollm2-135m"}
+        block |= {"engine": "transformers"} if "realism" in key else {}  # llama.cpp is what it has
     if key == "simulation.seed_source":
         block[last] = str(place.folder / "other_seeds.jsonl")
     if key == "simulation.budget.dollars":
