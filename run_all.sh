@@ -13,8 +13,11 @@ usage: ./run_all.sh [options]
   --force          run stages even if nothing changed; what was said and answered is used again, not paid again, and
                    what was trained is trained anew
   --dry-run        validate the profile and print the stages: what each reads and writes, what would be skipped;
-                   and for the two training stages parameters, memory, tokens, steps and a range of time
+                   for the two training stages parameters, memory, tokens, steps and a range of time; what is to be
+                   downloaded; and what would stop it: seeds or sessions too few, contexts too short, memory, keys and
+                   programs that are not there
   --gpus N         with --dry-run: GPUs to estimate for (default: 4 for a full fine-tune, else 1)
+  --serving-env    make .venv-serving from cluster/serving.txt: vLLM, which profiles gpu and paper serve models with
   --publish        make a finished run a reference: its figures and metrics to figures/ (profiles other than cpu: to
                    figures/<profile>/), the README's results block
   --tidy           list what reruns set aside in runs/<profile>/set_aside/, with sizes, and remove it after a yes
@@ -28,7 +31,7 @@ TEXT
 
 fail() { echo "error: $1" >&2; exit 2; }
 
-PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" TIDY=() FORCE=()
+PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" SERVING="" TIDY=() FORCE=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --profile) PROFILE="${2:?$1 needs a value}"; shift 2 ;;
@@ -37,6 +40,7 @@ while [ $# -gt 0 ]; do
     --force) FORCE=(--force); shift ;;
     --dry-run) DRY_RUN=1; shift ;;
     --gpus) GPUS="${2:?$1 needs a value}"; shift 2 ;;
+    --serving-env) SERVING=1; shift ;;
     --publish) PUBLISH=(--publish); shift ;;
     --tidy|--yes) TIDY+=("$1"); shift ;;
     --test) TEST=1; shift ;;
@@ -49,22 +53,40 @@ for number in "$FROM" ${ONLY:+"$ONLY"}; do
 done
 
 # ---- set up: an active environment that satisfies the pins serves as it is; else .venv, made once.
-satisfies() { "$1" lib/realm/pins.py requirements.lock >/dev/null 2>&1; }
+satisfies() { "$1" lib/realm/pins.py "${@:2}" >/dev/null 2>&1; }
+problem() { "$1" lib/realm/pins.py "${@:2}" 2>&1 | tail -n 1; }
 
-if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && satisfies "$(command -v python)"; then
+make_environment() {  # FOLDER LOCK: with nothing but what the lock file names
+  local base
+  base="$(unset VIRTUAL_ENV; command -v python3.11 || command -v python3.12 || command -v python3)" \
+    || fail "no python3 found; install Python 3.11 or 3.12"
+  "$base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+    || fail "$base is $("$base" -V); install Python 3.11 or 3.12"
+  "$base" -m venv "$1"
+  "$1/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$2"
+}
+
+if [ -n "$SERVING" ]; then
+  SERVER="$PWD/.venv-serving/bin/python" LOCK=cluster/serving.txt
+  if ! satisfies "$SERVER" "$LOCK" --alone; then
+    echo "setting up .venv-serving from $LOCK (about 10 GB, many minutes, once)"
+    make_environment .venv-serving "$LOCK"
+    satisfies "$SERVER" "$LOCK" --alone || fail ".venv-serving does not match $LOCK: $(problem "$SERVER" "$LOCK" --alone)"
+  fi
+  echo ".venv-serving holds what $LOCK names; an endpoint of engine vllm uses it by its key: environment: .venv-serving"
+  exit
+fi
+
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && satisfies "$(command -v python)" requirements.lock; then
   PYTHON="$(command -v python)"
 else
   PYTHON="$PWD/.venv/bin/python"
-  if ! satisfies "$PYTHON"; then
-    BASE="$(unset VIRTUAL_ENV; command -v python3.11 || command -v python3.12 || command -v python3)" \
-      || fail "no python3 found; install Python 3.11 or 3.12"
-    "$BASE" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-      || fail "$BASE is $("$BASE" -V); install Python 3.11 or 3.12"
+  if ! satisfies "$PYTHON" requirements.lock; then
     echo "setting up .venv from requirements.lock (some minutes, once)"
-    "$BASE" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+    make_environment .venv requirements.lock
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-    satisfies "$PYTHON" || fail "the installed packages do not match requirements.lock: $("$PYTHON" lib/realm/pins.py requirements.lock 2>&1 | tail -n 1)"
+    satisfies "$PYTHON" requirements.lock \
+      || fail "the installed packages do not match requirements.lock: $(problem "$PYTHON" requirements.lock)"
   fi
 fi
 export TOKENIZERS_PARALLELISM=true
@@ -75,8 +97,9 @@ fi
 if [ ${#TIDY[@]} -gt 0 ]; then
   exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" "${TIDY[@]}"
 fi
-"$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --stage 01 >/dev/null  # a broken profile stops here
-"$PYTHON" -m realm.models.assets --quiet                                   # data and models: fetched once, verified each time
+check() { "$PYTHON" -m realm.pipeline --profile "$PROFILE" --check "$@" ${FORCE[@]+"${FORCE[@]}"}; }
+[ -n "$TEST" ] || check --from "$FROM" ${ONLY:+--stage "$ONLY"}            # what cannot run stops here, before it costs
+"$PYTHON" -m realm.models.assets --quiet --profile "$PROFILE"              # data and models: fetched once, verified each time
 if [ -n "$TEST" ]; then
   exec "$PYTHON" -m pytest
 fi

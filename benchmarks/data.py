@@ -112,7 +112,7 @@ def whole_pipeline(max_length: int) -> tuple[int, list[Conversation]]:
     funnel = steps(
         "fixed",
         encoder,
-        no_end=unknown_ends(report, conversations),
+        cut_after=unknown_ends(report, conversations),
         near_duplicate_threshold=config.near_duplicate_threshold,
         replace_private_data=True,
     )

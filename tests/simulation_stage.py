@@ -29,10 +29,21 @@ FREE = Budget(requests=None, tokens=None, dollars=None, user_price=None, respond
 class Stage:
     """One run of the simulation: settings in, conversations out; what the servers were asked stays with them."""
 
-    def __init__(self, servers, folder, simulator=USERGPT, max_rounds=3, seed=7, rules=OFF, budget=FREE, **endpoint):
+    def __init__(
+        self,
+        servers,
+        folder,
+        simulator=USERGPT,
+        max_rounds=3,
+        seed=7,
+        rules=OFF,
+        budget=FREE,
+        counters=None,
+        **endpoint,
+    ):
         self.servers, self.folder, self.simulator = servers, folder, simulator
         self.max_rounds, self.seed, self.endpoint = max_rounds, seed, endpoint
-        self.rules, self.budget = rules, budget
+        self.rules, self.budget, self.counters = rules, budget, counters or {}
 
     def run(self, starts):
         return asyncio.run(self.simulate(starts))
@@ -58,6 +69,7 @@ class Stage:
                     FORMAT,
                     self.rules,
                     self.budget,
+                    counters=self.counters,
                 )
                 try:
                     conversations = await engine.run(starts)
@@ -65,7 +77,7 @@ class Stage:
                     self.resumed_turns, self.usage = engine.resumed_turns, journal.usage()
                     self.interventions = {i.outcome: i.answers for i in journal.interventions()}
                     self.effects, self.rejected = journal.interventions(), journal.rejected(9)
-                    self.ended = journal.ended()
+                    self.ended, self.reasons, self.thoughts = journal.ended(), journal.reasons(), journal.thoughts()
         return conversations
 
 

@@ -40,6 +40,12 @@ NULL_CONTENT = Fault(200, payload={"choices": [{"index": 0, "message": {"role": 
 EMPTY_CHOICES = Fault(200, payload={"choices": []})
 
 
+def answered(content: Any, finish: str | None = "stop", usage: dict[str, Any] | None = None, **fields: Any) -> Fault:
+    """A completion with another end than a plain one, or other fields in its message; it counts no tokens."""
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content, **fields}}
+    return Fault(200, payload={"choices": [choice], **({"usage": usage} if usage else {})})
+
+
 @dataclass(frozen=True)
 class BreaksOff:
     """A streamed answer whose connection ends in the middle."""

@@ -1,6 +1,7 @@
 """The shell entry: what it says and how it ends. Nothing is installed and no stage is run."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def test_help_lists_every_option(option):
         "--force",
         "--dry-run",
         "--gpus",
+        "--serving-env",
         "--publish",
         "--tidy",
         "--yes",
@@ -118,6 +120,52 @@ def test_a_dry_run_from_a_stage_on(tmp_path):
 def test_a_dry_run_estimates_for_the_gpus_asked_for(tmp_path):
     done = run_all("--dry-run", "--profile", "paper", "--only", "2", "--gpus", "8", REALM_RUNS=str(tmp_path))
     assert "full, 8" in done.stdout
+
+
+@FITTING
+def test_what_would_stop_a_run_stops_it_before_anything_is_fetched(tmp_path):
+    text = (REPOSITORY / "profiles" / "smoke.yaml").read_text()
+    short = tmp_path / "short.yaml"
+    short.write_text(
+        text.replace("max_new_tokens: 32, context_length: 1024", "max_new_tokens: 1024, context_length: 1024")
+    )
+    places = {"REALM_RUNS": str(tmp_path / "runs"), "REALM_CACHE": str(tmp_path / "cache")}
+    line = "03_simulation: simulation.user.context_length: 1,024 leaves nothing beside max_new_tokens of 1,024\n"
+    for options in ((), ("--dry-run",)):
+        done = run_all(*options, "--profile", str(short), **places)
+        assert (done.returncode, done.stderr) == (1, f"error: {short}: {line}")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["short.yaml"]
+
+
+def copy_of_the_entry(folder):
+    """The shell entry in a folder of its own, with a lock file that any environment satisfies."""
+    for name in ("run_all.sh", "lib/realm/pins.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / "cluster").mkdir()
+    (folder / "cluster" / "serving.txt").write_text("# nothing\n")
+    return folder / "run_all.sh"
+
+
+def test_the_serving_environment_is_made_once_and_told_apart_from_this_one(tmp_path):
+    entry = copy_of_the_entry(tmp_path / "copy")
+    first, again = (subprocess.run([entry, "--serving-env"], capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr
+    assert "setting up .venv-serving" in first.stdout and "setting up" not in again.stdout
+    assert again.stdout.startswith(".venv-serving holds what cluster/serving.txt names")
+    assert (tmp_path / "copy" / ".venv-serving" / "bin" / "python").exists()
+    assert not (tmp_path / "copy" / ".venv").exists()
+
+
+def test_a_serving_environment_that_does_not_match_is_one_line(tmp_path):
+    entry = copy_of_the_entry(tmp_path / "copy")
+    (tmp_path / "copy" / "cluster" / "serving.txt").write_text("no-such-package-at-all==1.0\n")
+    pip = tmp_path / "copy" / ".venv-serving" / "bin" / "python"
+    done = subprocess.run(
+        [entry, "--serving-env"], capture_output=True, text=True, env={**os.environ, "PIP_NO_INDEX": "1"}
+    )
+    assert done.returncode != 0 and "no-such-package-at-all" in done.stderr
+    assert pip.exists()
 
 
 @FITTING

@@ -9,11 +9,13 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from realm.conversations.conversation import Conversation, Message
-from realm.core.profile import SFT, UserSFT
+from realm.core.profile import PROFILE_FOLDER, SFT, UserSFT
+from realm.training.launch import Job
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TALK = [
@@ -76,10 +78,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_vocabulary(path: Path, model: LlamaForCausalLM, end: str = SPECIAL[2]) -> None:
-    """A GGUF of the same shape with other weights: what the base model's packaged file is to a fine-tuned one."""
+def write_vocabulary(
+    path: Path,
+    model: LlamaForCausalLM,
+    end: str = SPECIAL[2],
+    architecture: str = "llama",
+    template: str = "{{ 'unflipped' }}",
+) -> None:
+    """A GGUF of the same shape with other weights: what the base model's packaged file is to a fine-tuned one.
+
+    ``architecture`` qwen2 differs by biases, which are zero too.
+    """
     c = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(512)
     writer.add_embedding_length(c.hidden_size)
     writer.add_block_count(c.num_hidden_layers)
@@ -91,11 +102,14 @@ def write_vocabulary(path: Path, model: LlamaForCausalLM, end: str = SPECIAL[2])
     writer.add_rope_dimension_count(c.hidden_size // c.num_attention_heads)
     writer.add_vocab_size(c.vocab_size)
     _add_tokenizer(writer, end)
-    writer.add_chat_template("{{ 'unflipped' }}")
+    writer.add_chat_template(template)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
     for name, value in model.state_dict().items():
         if name != "lm_head.weight":
             writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.zeros(value.shape, np.float32))
+        if architecture == "qwen2" and name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            name = names.get_name(name.replace(".weight", ".bias"), try_suffixes=(".bias",))
+            writer.add_tensor(name, np.zeros(value.shape[0], np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -143,3 +157,15 @@ def sft(folder: Path, **values: Any) -> SFT:
     if own.keys() & values.keys():
         return UserSFT(**{**usual, **own, **values})
     return SFT(**{**usual, **values})
+
+
+def write_job(root: Path, model: Path, name: str, train: Path, valid: Path, seed: int, **values: Any) -> Job:
+    """A training job for the tiny model, with a profile of its own in ``root``. ``values``: of the training blocks."""
+    profile = yaml.safe_load((PROFILE_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
+    profile["usergpt_sft"] = sft(model, **{"learn_ending": False, **values}).model_dump()
+    shared = {key: value for key, value in values.items() if key in SFT.model_fields}
+    profile["realm_sft"] = sft(model, **shared).model_dump()
+    profile["dialogue"].update(max_length=400)
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    return Job(str(path), "usergpt_sft", train, valid, root / name, seed)

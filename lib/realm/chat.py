@@ -35,6 +35,12 @@ COMMANDS = (
     "/reset forgets what was said, /history shows it, /save FILE writes it, /quit ends; "
     "a line that begins with a blank is no command"
 )
+# What there is to say about how an answer ended.
+NOTES = {
+    "stop": "",
+    "length": "(cut off: --max-new-tokens is reached, or the context is full)",
+    "content_filter": "(cut off: by the service's content filter)",
+}
 # A model's text must not steer the terminal, and a NUL would make a saved file unreadable.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -93,7 +99,7 @@ class Chat:
 
         try:
             # Another seed each time, so that /reset brings another opening.
-            reason = self.runner.run(self.client.stream(self._request(), self.seed + self.answers, hear))
+            reply = self.runner.run(self.client.stream(self._request(), self.seed + self.answers, hear))
         except KeyboardInterrupt:
             if not self.terminal:
                 raise
@@ -101,7 +107,8 @@ class Chat:
         except EndpointError as error:
             self.failures += 1
             return f"error: {error}" + ("; /reset starts anew" if error.kind == "context" else "")
-        return "(cut off: --max-new-tokens is reached, or the context is full)" if reason == "length" else ""
+        heard[:] = [CONTROL.sub("", reply.text)]
+        return NOTES[reply.finish]
 
     def command(self, name: str, argument: str = "") -> None:
         """One of COMMANDS; anything else lists them."""

@@ -1,7 +1,8 @@
 """Does an environment hold what the lock file names? ``python lib/realm/pins.py requirements.lock``.
 
-Runs before anything is installed, so it uses the standard library alone. Builds of a version (``+cpu``,
-``+cu130``) count as that version.
+``python lib/realm/pins.py cluster/serving.txt --alone`` asks it of one that does not hold this package. Runs before
+anything is installed, so it uses the standard library alone. Builds of a version (``+cpu``, ``+cu130``) count as that
+version.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ def read_lock(path: Path) -> dict[str, str]:
     return dict(line.split("==", 1) for line in lines if "==" in line)
 
 
-def differences(lock: dict[str, str]) -> list[str]:
-    """One line for each package that is missing or has another version, and for a package that is not this one."""
+def differences(lock: dict[str, str], alone: bool = False) -> list[str]:
+    """One line for each package that is missing or has another version, and unless it is asked for ``alone`` one where
+    the installed ``realm`` is not this one."""
     found = []
     for name, wanted in lock.items():
         try:
@@ -28,7 +30,7 @@ def differences(lock: dict[str, str]) -> list[str]:
             continue
         if version != wanted:
             found.append(f"{name}: {version} is installed, the lock file has {wanted}")
-    return found + _not_this_checkout()
+    return found if alone else found + _not_this_checkout()
 
 
 def _not_this_checkout() -> list[str]:
@@ -44,6 +46,6 @@ def _not_this_checkout() -> list[str]:
 
 
 if __name__ == "__main__":
-    problems = differences(read_lock(Path(sys.argv[1])))
+    problems = differences(read_lock(Path(sys.argv[1])), alone="--alone" in sys.argv[2:])
     print("\n".join(problems) or "all pins are satisfied")
     sys.exit(bool(problems))

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import random
+
 import pytest
+from datasketch import MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from realm.cleaning import duplicates
 from realm.cleaning.duplicates import (
     CLUSTER,
+    PERMUTATIONS,
     content_digest,
     exact_duplicates,
     linked,
@@ -129,6 +134,47 @@ def test_the_order_does_not_matter(order):
     made = [saying(changed(bases[i % 4], 45 + i // 4) if i >= 4 else bases[i % 4], f"c{i}") for i in range(12)]
     assert clusters([made[i] for i in order]) == clusters(made)
     assert len(clusters(made)) == 4
+
+
+def family(size: int, edits: int, seed: int, start: int = 0) -> list[Conversation]:
+    """One text ``size`` times, each with ``edits`` words of its own."""
+    chance = random.Random(seed)
+    made = []
+    for k in range(size):
+        places = chance.sample(range(120), edits)
+        words = [f"{word}-{k}" if i in places else word for i, word in enumerate(WORDS[start : start + 120])]
+        made.append(saying(words, f"f{start}-{k}"))
+    return made
+
+
+def all_similar_pairs(conversations: list[Conversation], threshold: float) -> list[list[int]]:
+    """The groups by the plain way: every candidate of the index is compared."""
+    index = MinHashLSH(threshold=max(0.1, threshold - 0.2), num_perm=PERMUTATIONS)
+    pairs, sets = [], [shingles(c) for c in conversations]
+    for i, own in enumerate(sets):
+        sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
+        sketch.update_batch(own)
+        pairs += [(j, i) for j in index.query(sketch) if similarity(own, sets[j]) >= threshold]
+        index.insert(i, sketch)
+    return [group for group in linked(len(conversations), pairs) if len(group) > 1]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.85])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_groups_are_those_of_comparing_every_candidate(seed, threshold):
+    chance = random.Random(seed)
+    made = [c for start in (0, 60, 200) for c in family(20, chance.randint(0, 9), seed, start)]
+    chance.shuffle(made)
+    assert near_duplicate_clusters(made, threshold) == all_similar_pairs(made, threshold)
+
+
+@pytest.mark.parametrize("edits", [0, 1])
+def test_one_large_family_takes_a_few_comparisons_each(monkeypatch, edits):
+    compared = []
+    monkeypatch.setattr(duplicates, "similarity", lambda a, b: compared.append(1) or similarity(a, b))
+    made = family(400, edits, 0)
+    assert [len(group) for group in near_duplicate_clusters(made, 0.7)] == [400]
+    assert len(compared) < 400 * 5  # each with each would be 79,800
 
 
 PAIRS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realm.cleaning.funnel import EXAMPLES_PER_REASON, Outcome, Step, each, keep, run_funnel
-from realm.conversations.conversation import Conversation
+from realm.conversations.conversation import SESSION, Conversation
 
 
 def shout(conversation: Conversation) -> Outcome:
@@ -28,7 +28,7 @@ def halved(conversation: Conversation) -> Outcome:
 
 
 def test_a_step_reports_changes_drops_sessions_examples_and_findings(talk):
-    made = [talk("q", f"a{i}", id=f"s_{i}") for i in range(5)] + [talk("q", "a", id="long_0")]
+    made = [talk("q", f"a{i}", id=f"s_{i}", meta={SESSION: "s"}) for i in range(5)] + [talk("q", "a", id="long_0")]
     left, (loud, short) = run_funnel(made, [Step("loud", each(shout)), Step("short", each(no_long_ids))])
     assert (loud.segments_in, loud.segments_out, loud.changed) == (6, 6, 6)
     assert (loud.sessions_in, loud.sessions_out) == (2, 2)
@@ -37,6 +37,11 @@ def test_a_step_reports_changes_drops_sessions_examples_and_findings(talk):
     assert short.reasons == {"long id": 1}
     assert [c.id for c in left] == [f"s_{i}" for i in range(5)]
     assert loud.seconds >= 0
+
+
+def test_a_record_that_names_no_session_counts_as_one_whatever_its_id(talk):
+    _, (report,) = run_funnel([talk("q", id="x")] * 3, [Step("all", each(keep))])
+    assert (report.sessions_in, report.sessions_out) == (3, 3)
 
 
 def test_examples_show_before_and_after(talk):

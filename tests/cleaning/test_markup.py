@@ -120,6 +120,30 @@ def test_captions_leave_answers(talk, shown, written):
     assert outcome.reason == "captions of the web page removed"
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"], ids=["CRLF", "CR"])
+@pytest.mark.parametrize(
+    ("shown", "written"),
+    [
+        ("python\nCopy code\nprint(1)\nx", "python\nprint(1)\nx"),
+        ("```\npythonCopy code\nprint(1)\n```", "```python\nprint(1)\n```"),
+        ("```\nCopy code\n    x\n```", "```\n    x\n```"),
+        ("Copy12 chars / 3 words\ntext", "text"),
+        ("text\nCopy1204 chars / 310 words\n", "text\n"),
+        ("2 / 2\nHello", "Hello"),
+        ("Hello\n\nShare Prompt\n", "Hello"),
+    ],
+)
+def test_captions_leave_answers_whatever_ends_a_line(talk, shown, written, end):
+    assert answer(without_residue(talk("q", shown.replace("\n", end)))) == written.replace("\n", end)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"], ids=["CRLF", "CR"])
+@pytest.mark.parametrize("button", ["Share Prompt", "14 / 14"])
+def test_buttons_under_a_human_turn_go_whatever_ends_a_line(talk, button, end):
+    (left,) = without_residue(talk(f"please go on{end}{button}{end}", "yes")).kept
+    assert left.turns("user") == ["please go on"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -173,6 +197,7 @@ def test_what_a_human_typed_like_a_button_stays(talk, typed):
         "\n" * 50_000 + "Share Prompt x",
         "x" + " " * 50_000 + "Share Prompt x Copy",
         " " * 50_000 + "x words",
+        "Copy" + "\r\n" * 50_000 + "x",
     ],
 )
 def test_long_runs_of_blanks_stay_linear(text):

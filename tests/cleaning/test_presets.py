@@ -2,15 +2,24 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from realm.cleaning.duplicates import CLUSTER, content_digest
 from realm.cleaning.funnel import Outcome, run_funnel
-from realm.cleaning.presets import alternate, has_human_turn, no_product_names, no_reserved_tokens, steps, two_messages
-from realm.conversations.conversation import ENDS_SESSION, Conversation, Message
-from realm.dialogue.encoder import Encoder
+from realm.cleaning.presets import (
+    alternate,
+    no_product_names,
+    no_reserved_tokens,
+    steps,
+    teaches_the_user,
+    two_messages,
+)
+from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Conversation, Message
+from realm.conversations.sessions import ANOTHER
+from realm.dialogue.encoder import IGNORED, Encoder
 from realm.dialogue.format import chat_format
 
 RESERVED = ["<|im_start|>", "<|im_end|>", "<s>"]
@@ -28,8 +37,11 @@ def contents(outcome: Outcome) -> list[str]:
 
 @pytest.fixture(scope="module")
 def steps_of(byte_level):
-    def build(preset: str, max_length: int = 120, replace_private_data: bool = True, **options):
-        encoder = Encoder(byte_level, chat_format("chatml", byte_level), "user", max_length, system=None)
+    def build(
+        preset: str, max_length: int = 120, replace_private_data: bool = True, marks: dict | None = None, **options
+    ):
+        chat = chat_format("chatml", byte_level)
+        encoder = Encoder(byte_level, chat, "user", max_length, system=None, **(marks or {}))
         options = {"near_duplicate_threshold": 0.7, "replace_private_data": replace_private_data, **options}
         return steps(preset, encoder, **options)
 
@@ -135,9 +147,14 @@ def test_one_message_is_no_conversation(talk):
     assert two_messages(talk("q", "a")).kept
 
 
-def test_a_segment_without_a_human_turn_goes(talk):
-    assert has_human_turn(talk("a", first="assistant")) == Outcome([], "no human turn")
-    assert has_human_turn(talk("a", "q", first="assistant")).kept
+def test_a_segment_without_a_human_turn_goes(talk, byte_level):
+    encoder = Encoder(byte_level, chat_format("chatml", byte_level), "user", 120, system=None)
+    answer = talk("a", first="assistant", meta={ENDS_SESSION: True})
+    assert teaches_the_user(encoder)(answer) == Outcome([], "no human turn")
+    assert teaches_the_user(encoder)(talk("a", "q", first="assistant")).kept
+    learns = Encoder(byte_level, chat_format("chatml", byte_level), "user", 120, system=None, ending=True)
+    assert teaches_the_user(learns)(talk("a", first="assistant")) == Outcome([], "no human turn")
+    assert teaches_the_user(learns)(answer).reason == "no human turn: kept as the place of an ending"
 
 
 # ---------------------------------------------------------------- presets
@@ -166,7 +183,7 @@ ORDER = {
         "no exact duplicates",
         "no near-duplicates",
         "split at max_length",
-        "a human turn in each segment",
+        "a human turn or an ending in each segment",
     ],
 }
 
@@ -239,7 +256,7 @@ def test_examples_show_a_conversation_before_and_after(steps_of, talk):
 
 def test_unknown_ends_reach_the_joining(steps_of, talk):
     made = [talk("q", "a", id="s_0"), talk("r", "b", id="t_0")]
-    left, _ = run_funnel(made, steps_of("fixed", no_end={"s"}))
+    left, _ = run_funnel(made, steps_of("fixed", cut_after={0}))
     assert [ENDS_SESSION in c.meta for c in left] == [False, True]
 
 
@@ -264,3 +281,55 @@ def test_the_default_split_loses_no_turn(steps_of, talk):
     assert len(outcome.kept) > 1 and outcome.reason == "split"
     assert tuple(m for c in outcome.kept for m in c.messages) == whole.messages
     assert [ENDS_SESSION in c.meta for c in outcome.kept] == [False] * (len(outcome.kept) - 1) + [True]
+
+
+SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=8)
+
+
+@given(SIZES, st.sampled_from([0, 8, 24]), st.sampled_from([40, 60, 120]))
+def test_every_known_end_after_an_answer_stays_to_be_learned(steps_of, byte_level, sizes, context, max_length):
+    """However long the last answers are: one row of each such session ends with the human's end token alone."""
+    marks = {"ending": True, "context": context if 2 * context <= max_length else 0}
+    turns = [(("user", "assistant")[i % 2], f"{i} " + "word " * size) for i, size in enumerate(sizes)]
+    left, _ = run_funnel([conversation(*turns, id="s")], steps_of("fixed", max_length, marks=marks))
+    encoder = Encoder(byte_level, chat_format("chatml", byte_level), "user", max_length, system=None, **marks)
+    rows = [encoder.encode(c) for c in left if c.meta.get(ENDS_SESSION) and c.messages[-1].role == "assistant"]
+    assert len(rows) == int(len(sizes) % 2 == 0)
+    end = byte_level.convert_tokens_to_ids("<|im_end|>")
+    for row in rows:
+        assert not row.cut
+        last = np.flatnonzero(row.labels != IGNORED)[-1]
+        assert row.labels[last] == end and row.labels[last - 1] == IGNORED
+
+
+def test_an_ending_alone_looks_like_any_segment_from_within(steps_of, talk):
+    """Were its answer longer than what others show of theirs, length would tell that it is the last."""
+    whole = talk("q", "word " * 300, "q2 " * 30, "word " * 300, id="s_0")
+    left, reports = run_funnel([whole], steps_of("fixed", marks={"ending": True, "context": 20}))
+    inside = [c for c in left if CONTEXT in c.meta]
+    assert [len(c.turns("user")) for c in inside] == [1, 0]
+    assert [c.meta[CONTEXT] for c in inside] == [1, 1]
+    assert len({len(c.messages[0].content) for c in inside}) == 1
+    assert not any(c.opens_session for c in inside)
+    assert reports[-1].reasons == {"no human turn": 1, "no human turn: kept as the place of an ending": 1}
+
+
+def test_numbered_unrelated_talks_and_repeated_ids_pass_the_funnel_as_they_came(steps_of, talk):
+    topics = ["pears", "rust", "chess", "wool", "trains", "valleys"]
+    made = [talk(f"what about {t}?", f"much about {t}.", id=f"conv_{i}") for i, t in enumerate(topics)]
+    made += [talk(f"and {t}?", f"less about {t}.", id="0") for t in topics[:2]]
+    left, reports = run_funnel(made, steps_of("fixed", near_duplicate_threshold=1.0))
+    assert [c.messages for c in left] == [c.messages for c in made]
+    assert all(c.meta[ENDS_SESSION] and c.opens_session for c in left)
+    assert (reports[0].sessions_in, reports[0].sessions_out) == (8, 8)
+    assert reports[0].reasons == {ANOTHER: 1}
+
+
+def test_marks_that_a_file_brings_are_not_taken_for_ours(steps_of, talk):
+    brought = {"context": "a talk", "near_duplicates": ["x"], "session": "morning", "segments": "none", "goes_on": 1}
+    made = [talk("what about pears?", "much.", id=f"a{i}", meta=dict(brought)) for i in range(2)]
+    made += [talk("what about rust?", "much.", id="b", meta={"place_in_session": "Berlin", "context_turns": "two"})]
+    for preset in PRESETS:
+        left, _ = run_funnel(made, steps_of(preset))
+        assert [c.session for c in left] == ["a0", "b"]
+        assert all(c.opens_session for c in left)

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from realm.conversations.conversation import Conversation, ConversationFileError, Message, split_segment_id
-from realm.conversations.readers import EXAMPLES_KEPT, ReadReport, load_conversations, read_conversations
+from realm.conversations.conversation import Conversation, ConversationFileError, Message
+from realm.conversations.readers import ReadReport, load_conversations, read_conversations
+from realm.conversations.report import EXAMPLES_KEPT
 from realm.conversations.writers import write_conversations, write_sharegpt
 
 NAMES = {"user": "human", "assistant": "gpt"}
@@ -72,48 +73,6 @@ def scratch(tmp_path_factory) -> Path:
 
 
 # ---------------------------------------------------------------- the record
-
-
-@pytest.mark.parametrize(
-    ("identifier", "expected"),
-    [
-        ("abc_3", ("abc", 3)),
-        ("a_b_12", ("a_b", 12)),
-        ("abc", ("abc", None)),
-        ("_3", ("_3", None)),
-        ("a_", ("a_", None)),
-        ("a_x", ("a_x", None)),
-        ("a_²", ("a_²", None)),
-    ],
-)
-def test_ids_tell_session_and_segment(identifier, expected):
-    assert split_segment_id(identifier) == expected
-
-
-def test_a_session_named_in_meta_wins_over_the_id(talk):
-    assert talk("x", id="s_1").session == "s"
-    assert talk("x", id="s_1/2", meta={"session": "other"}).session == "other"
-
-
-@pytest.mark.parametrize(
-    ("identifier", "first", "opens"),
-    [
-        ("s_0", "user", True),
-        ("s", "user", True),
-        ("s_0/0", "user", True),
-        ("s_1", "user", False),
-        ("s_0/1", "user", False),
-        ("s_1/0", "user", False),
-        ("s_0", "assistant", False),
-    ],
-)
-def test_only_a_first_segment_that_begins_with_the_user_opens_a_session(talk, identifier, first, opens):
-    assert talk("a", "b", id=identifier, first=first).opens_session is opens
-
-
-@pytest.mark.parametrize("session", [7, ["s"], {"s": 1}])
-def test_a_session_named_by_no_text_becomes_text(talk, session):
-    assert talk("x", id="s_1", meta={"session": session}).session == str(session)
 
 
 def test_rounds_count_answered_user_turns(talk):
@@ -200,7 +159,7 @@ def test_an_instruction_is_a_conversation_of_one_round(tmp_path, records, contai
         ({"instruction": None, "input": "text", "output": "So."}, "null or non-string content"),
         ({"instruction": "Why?", "input": ["text"], "output": "So."}, "null or non-string content"),
         ({"instruction": "Why?\x00", "output": "So."}, "NUL byte"),
-        ({"prompt": "Why?", "output": "So."}, "no turns"),
+        ({"prompt": "Why?", "score": 1}, "no turns"),
     ],
 )
 def test_a_defect_of_an_instruction_is_counted(tmp_path, record, defect):
@@ -306,7 +265,9 @@ def test_an_object_that_is_no_conversation_counts_as_having_no_turns(tmp_path):
 
 
 def fake_hub(monkeypatch, load) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    one_file = SimpleNamespace(config=SimpleNamespace(data_files={"train": ["hf://datasets/someone/talks/a.json"]}))
+    library = SimpleNamespace(load_dataset=load, load_dataset_builder=lambda name, **options: one_file)
+    monkeypatch.setitem(sys.modules, "datasets", library)
 
 
 def test_a_name_with_one_slash_is_a_hub_data_set(monkeypatch):
@@ -519,7 +480,7 @@ def test_a_cut_file_is_a_row_of_the_table_with_its_place(tmp_path, whole, ending
     ] * cut
 
 
-@pytest.mark.parametrize("more", [as_array(GOOD), as_lines(GOOD[:1]), b"x"])
+@pytest.mark.parametrize("more", [as_lines(GOOD[:1]), b"x"])
 def test_what_follows_an_array_is_a_defect_and_no_silent_loss(tmp_path, more):
     data = as_array(GOOD) + b"\n" + more
     conversations, report = read_bytes(tmp_path, data)

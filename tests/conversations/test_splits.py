@@ -3,12 +3,22 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realm.conversations.conversation import Conversation, Message
-from realm.conversations.splits import SIDES, Sides, first_turn, one_per_session, session_groups, split_sides
+from realm.conversations.conversation import PLACE, SESSION, Conversation, Message
+from realm.conversations.splits import (
+    SIDES,
+    Sides,
+    apart,
+    first_turn,
+    one_per_session,
+    session_groups,
+    split_sides,
+)
+from realm.core.fine_tunes import OwnSplit
 from realm.core.seeds import unit_hash
 
 MARK = "cluster"
@@ -26,7 +36,7 @@ ROWS = st.lists(ROW, max_size=30, unique_by=lambda row: row[:2])
 def made_of(rows, prefix: str = "s") -> list[Conversation]:
     made = []
     for number, part, opening, cluster in rows:
-        meta = {"session": f"{prefix}{number}"} | ({MARK: cluster} if cluster else {})
+        meta = {SESSION: f"{prefix}{number}", PLACE: 2 * int(part[1:] or 0)} | ({MARK: cluster} if cluster else {})
         messages = (Message("user", opening), Message("assistant", "a"))
         made.append(Conversation(f"{prefix}{number}_0{part}", messages, meta))
     return made
@@ -38,7 +48,8 @@ def split(conversations, seed: int = 0, valid: float = 0.25, test: float = 0.25,
 
 def of_sessions(pairs) -> list[Conversation]:
     """Sessions that open differently, so that each is a group of its own."""
-    return [Conversation(f"{s}_{n}", (Message("user", f"about {s}"), Message("assistant", "a"))) for s, n in pairs]
+    turns = lambda s: (Message("user", f"about {s}"), Message("assistant", "a"))  # noqa: E731
+    return [Conversation(f"{s}_{n}", turns(s), {SESSION: s, PLACE: 2 * n}) for s, n in pairs]
 
 
 # ---------------------------------------------------------------- leaks
@@ -69,7 +80,7 @@ def test_only_held_out_segments_from_within_a_session_are_taken_out(rows, seed):
 
 def test_segments_from_within_that_open_alike_are_set_apart():
     made = [*of_sessions([(f"s{i}", 0) for i in range(40)])]
-    inner = [Conversation(f"{c.id}/1", (Message("user", " Go  ON"),), {"session": c.session}) for c in made]
+    inner = [Conversation(f"{c.id}/1", (Message("user", " Go  ON"),), c.meta | {PLACE: 2}) for c in made]
     sides = split([*made, *inner])
     on = {side: sum(first_turn(c) == "go on" for c in held) for side, held in sides.items()}
     assert on["train"] > 0 == on["valid"] == on["test"] == on["seeds"]
@@ -80,7 +91,7 @@ def test_segments_from_within_that_open_alike_are_set_apart():
 @pytest.mark.parametrize("other", ["HELLO there ", "hello\n there"])
 def test_case_and_blanks_do_not_tell_first_turns_apart(talk, other):
     assert first_turn(talk("Hello there")) == first_turn(talk(other))
-    assert session_groups([talk("Hello there", id="b_0"), talk(other, id="a_0")], MARK) == {"a": "a", "b": "a"}
+    assert session_groups([talk("Hello there", id="b_0"), talk(other, id="a_0")], MARK) == {"a_0": "a_0", "b_0": "a_0"}
 
 
 def test_the_first_human_turn_counts_and_the_first_turn_where_there_is_none(talk):
@@ -113,7 +124,7 @@ def test_a_long_chain_is_one_group(talk):
     made += [talk(f"q{2 * i}", id=f"t{i}_0") for i in range(1_000)] + [
         talk(f"q{2 * i + 1}", id=f"t{i}_0") for i in range(1_000)
     ]
-    assert set(session_groups(made, MARK).values()) == {"s0"}
+    assert set(session_groups(made, MARK).values()) == {"s0_0"}
 
 
 # ---------------------------------------------------------------- stability and shares
@@ -178,3 +189,36 @@ def test_one_per_session_takes_the_first_and_orders_by_seed(pairs, random):
     shuffled = made[:]
     random.shuffle(shuffled)
     assert [c.session for c in one_per_session(shuffled, seed=3)] == [c.session for c in chosen]
+
+
+# ---------------------------------------------------------------- the authors' own
+
+
+def test_the_authors_split_of_twenty():
+    """By hand: numpy.random.seed(125), numpy.random.permutation(20), the first int(20 * 0.95) are trained on."""
+    made = of_sessions([(f"s{i}", 0) for i in range(20)])
+    np.random.seed(125)
+    order = list(np.random.permutation(20))
+    train, valid = apart(made, OwnSplit(train_share=0.95, seed=125))
+    assert [made.index(c) for c in train] == order[:19]
+    assert [made.index(c) for c in valid] == order[19:]
+
+
+@pytest.mark.parametrize(("count", "trained"), [(50_728, 48_191), (1, 0), (19, 18), (20, 19), (101, 95)])
+def test_the_authors_count_rounds_down(count, trained, talk):
+    one = talk("hi", "hello")
+    train, valid = apart([one] * count, OwnSplit(train_share=0.95, seed=125))
+    assert (len(train), len(valid)) == (trained, count - trained)
+
+
+def test_without_a_split_of_its_own_all_is_trained_on():
+    made = of_sessions([(f"s{i}", 0) for i in range(5)])
+    assert apart(made, None) == (made, [])
+
+
+@given(st.integers(1, 60), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_each_stands_on_one_side_of_an_own_split(count, share, seed):
+    made = of_sessions([(f"s{i}", 0) for i in range(count)])
+    train, valid = apart(made, OwnSplit(train_share=share, seed=seed))
+    assert sorted(c.id for c in train + valid) == sorted(c.id for c in made)
+    assert apart(made, OwnSplit(train_share=share, seed=seed)) == (train, valid)

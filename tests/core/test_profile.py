@@ -120,6 +120,25 @@ WRONG = [
         "no",
         "data_inspection.strict: input should be a valid boolean, not 'no'",
     ),
+    ("realm_sft.keep", "first", "realm_sft.keep: 'first' is not allowed; allowed: 'best' or 'last'"),
+    (
+        "realm_sft.own_split",
+        5,
+        "realm_sft.own_split: input should be a valid dictionary",
+    ),
+    ("realm_sft.own_split", {"train_share": 0.95}, "realm_sft.own_split.seed: missing; allowed: int >= 0"),
+    ("realm_sft.own_split", {"train_share": 1.0, "seed": 1}, "not 1.0; allowed: float > 0, < 1"),
+    ("mt_bench.beside", {"chat": {"engine": "vllm"}}, "mt_bench.beside.chat.model: missing; allowed: str"),
+    (
+        "mt_bench.beside",
+        {"chat": 5},
+        "mt_bench.beside.chat: input should be a valid dictionary",
+    ),
+    ("mt_bench.beside", [], "mt_bench.beside: input should be a valid dictionary, not []"),
+    ("mt_bench.beside", {"a/b": API}, "mt_bench: beside: 'a/b' is no name here"),
+    ("mt_bench.beside", {"base": API}, "mt_bench: beside: 'base' is no name here"),
+    ("mt_bench.beside", {"chat": {**API, "top_k": 1}}, "mt_bench.beside.chat.top_k: unknown key; allowed: engine"),
+    ("simulation.user.gpu_memory_share", 0.0, "not 0.0; allowed: float > 0, <= 1"),
     ("usergpt_sft.opening_share", 1.5, "not 1.5; allowed: float or null >= 0, <= 1"),
     ("usergpt_sft.max_train_tokens", None, "usergpt_sft: opening_share is a share of max_train_tokens, which is null"),
     ("usergpt_sft.controls", ["everything"], "'everything' is not allowed"),
@@ -221,6 +240,47 @@ def test_a_replay_without_user_is_accepted(values, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     assert load_profile(path).simulation.user is None
+
+
+def test_an_environment_goes_with_engines_that_are_programs(values, complaint_about):
+    values["simulation"]["user"]["environment"] = ".venv-serving"
+    assert complaint_about(values).startswith("simulation.user: environment goes with engine vllm or transformers")
+
+
+def test_the_paper_trains_and_keeps_as_the_authors_do():
+    """Their sft_7b.sh of the response model, and its datasets.py."""
+    paper = load_profile("paper")
+    realm = paper.realm_sft
+    assert (realm.eval_steps, realm.checkpoint_steps, realm.keep) == (37, 37, "last")
+    assert (realm.own_split.train_share, realm.own_split.seed) == (0.95, 125)
+    assert realm.valid_conversations >= 0.05 * paper.simulation.free
+    for block in (realm, paper.usergpt_sft):
+        assert (block.epochs, block.batch_size, block.accumulation, block.learning_rate) == (3, 4, 8, 2e-5)
+        assert (block.method, block.warmup_ratio, block.schedule, block.keep) == ("full", 0.03, "cosine", "last")
+        assert not block.chooses_best
+
+
+def test_the_paper_compares_realm_with_its_own_base_and_the_chat_model():
+    paper = load_profile("paper")
+    assert paper.realm_sft.base_model == "meta-llama/Llama-2-7b-hf"
+    assert paper.mt_bench.base.model == "base:04_realm_sft"
+    assert [e.model for e in paper.mt_bench.beside.values()] == ["meta-llama/Llama-2-7b-chat-hf"]
+    assert list(paper.mt_bench.answerers) == ["base", "realm", "llama_2_chat"]
+    assert paper.endpoints()["mt_bench.beside.llama_2_chat"] == paper.mt_bench.beside["llama_2_chat"]
+
+
+def test_the_paper_says_what_differs_and_what_is_not_known():
+    text = (PROFILE_FOLDER / "paper.yaml").read_text(encoding="utf-8")
+    assert "# What differs from the authors':" in text and "# What is not known:" in text
+
+
+def test_checkpoints_and_evaluations_meet_only_where_the_best_is_kept(values, tmp_path, complaint_about):
+    values["realm_sft"] |= {"eval_steps": 3, "checkpoint_steps": 4, "keep": "best"}
+    assert "checkpoint_steps must be a multiple of eval_steps, 3" in complaint_about(values)
+    values["realm_sft"]["keep"] = "last"
+    path = tmp_path / "good.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert not load_profile(path).realm_sft.chooses_best
 
 
 def test_the_paper_has_no_guardrails():

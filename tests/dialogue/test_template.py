@@ -407,15 +407,21 @@ def test_a_segment_ends_before_the_round_that_no_longer_fits(encoder_of, talk):
 
 
 def test_segments_are_numbered_and_the_last_one_says_so(encoder_of, talk):
-    conversation = talk("q one", "a one", "q two", "a two", id="s_0", meta={"model": "m", "ends_session": True})
+    meta = {"model": "m", "place_in_session": 6, "ends_session": True}
+    conversation = talk("q one", "a one", "q two", "a two", id="s_0", meta=meta)
     system, sizes = sizes_of(encoder_of(), conversation)
     (segments,) = split_long([conversation], encoder_of("user", system + sum(sizes[:2])))
     assert [s.id for s in segments] == ["s_0/0", "s_0/1"]
     assert [s.meta for s in segments] == [
-        {"model": "m", "session": "s"},
-        {"model": "m", "session": "s", "ends_session": True},
+        {"model": "m", "session": "s_0", "place_in_session": 6},
+        {"model": "m", "session": "s_0", "place_in_session": 8, "ends_session": True},
     ]
-    assert [s.opens_session for s in segments] == [True, False]
+    assert not any(s.opens_session for s in segments)
+    whole = talk("q one", "a one", "q two", "a two", id="x/0")
+    assert [s.opens_session for s in split_long([whole], encoder_of("user", system + sum(sizes[:2])))[0]] == [
+        True,
+        False,
+    ]
 
 
 def test_an_overlong_first_human_turn_is_kept_and_trained_on_up_to_the_limit(encoder_of, talk):

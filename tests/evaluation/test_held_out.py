@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from realm.cleaning.duplicates import CLUSTER
-from realm.conversations.conversation import Conversation, Message
+from realm.conversations.conversation import SESSION, Conversation, Message
 from realm.conversations.writers import write_conversations
 from realm.core.files import ArtefactError, file_sha256, write_json
 from realm.core.manifest import TRAINED_ON
@@ -18,13 +18,14 @@ ANSWER = "They learn landmarks around the hive and keep the angle to the sun in 
 
 
 def talk(name: str, question: str, answer: str, **meta) -> Conversation:
-    return Conversation(name, (Message("user", question), Message("assistant", answer)), meta)
+    session = {SESSION: name.partition("_")[0]}
+    return Conversation(name, (Message("user", question), Message("assistant", answer)), session | meta)
 
 
 TRAINED = [talk("a_0", QUESTION, ANSWER, **{CLUSTER: "bees"}), talk("b_0", "Go on.", "You are welcome.")]
 CLEAN = talk("z_0", "Which wood is best for a small boat that carries two people?", "Cedar: light, and slow to rot.")
 LEAKS = {
-    "session": replace(CLEAN, id="a_7"),
+    "session": replace(CLEAN, id="a_7", meta={SESSION: "a"}),
     "near-duplicate": replace(CLEAN, meta={CLUSTER: "bees"}),
     "turn of the human": talk("y_0", QUESTION.upper().replace(" ", "  "), "Something else."),
     "turn of the assistant": talk("x_0", "And how do they do it?", ANSWER),

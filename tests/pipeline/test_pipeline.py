@@ -16,10 +16,10 @@ import nbformat
 import pytest
 
 from realm.core import secrets
-from realm.core.files import REPOSITORY, ArtefactError, file_sha256, write_json
+from realm.core.files import REPOSITORY, ArtefactError, file_sha256, read_json, write_json
 from realm.core.profile import ProfileError, load_profile, run_folder
 from realm.core.secrets import redact
-from realm.models import weights
+from realm.models import assets, weights
 from realm.pipeline import commands, identity, imports, marks, runner, stages
 from realm.pipeline.commands import main
 from realm.pipeline.identity import code_behind, made_of
@@ -152,6 +152,17 @@ def test_the_users_own_seed_file_counts(profile, tmp_path):
     assert "03" in changed(before, prints(own, tmp_path))
 
 
+@pytest.mark.usefixtures("same_code")
+def test_the_users_own_folder_counts(profile, tmp_path):
+    talks = tmp_path / "copy" / "data" / "talks.jsonl"
+    talks.parent.mkdir(parents=True)
+    talks.write_text("{}")
+    own = with_value(profile, "data_inspection", source=str(tmp_path / "copy"))
+    before = prints(own, tmp_path)
+    talks.write_text("{} ")
+    assert "01" in changed(before, prints(own, tmp_path))
+
+
 def test_a_code_cell_changes_its_stage_and_a_text_cell_does_not(profile, house):
     before = prints(profile, house)
     path = house / "notebooks" / "02_usergpt_sft.ipynb"
@@ -264,6 +275,24 @@ def test_a_stage_is_done_while_nothing_changes(profile, tmp_path):
     assert changes(stage, profile, tmp_path, seed=2) == ["seed 1 -> 2"]
     other = with_value(profile, "simulation", free=9)
     assert changes(stage, other, tmp_path) == ["profile simulation.free 2 -> 9"]
+
+
+def test_the_manifest_knows_every_gguf_that_the_stage_serves(profile, tmp_path):
+    file = tmp_path / "judge.gguf"
+    file.write_bytes(b"GGUF, or nearly")
+    judge = profile.mt_bench.base.model_copy(update={"model": str(file)})
+    base = judge.model_copy(update={"model": "qwen2.5-coder-1.5b"})
+    asked = judge.model_copy(update={"engine": "api", "base_url": "http://127.0.0.1:1/v1", "model": "smollm2-135m"})
+    block = profile.mt_bench.model_copy(update={"judge": judge, "base": base, "realm": asked})
+    run = open_run("05", "smoke", str(tmp_path / "run"))
+    run.profile = profile.model_copy(update={"mt_bench": block})
+    run.finish(["minilm"])
+    known = read_json(tmp_path / "run" / "05_mt_bench" / "manifest.json")["assets"]
+    assert known == {
+        "minilm": assets.ASSETS["minilm"].sha256,
+        "qwen2.5-coder-1.5b": assets.ASSETS["qwen2.5-coder-1.5b"].sha256,
+        str(file): file_sha256(file),
+    }
 
 
 @pytest.mark.parametrize("lost", ["realchat.jsonl", "metrics.json", "manifest.json", "done.json"])
@@ -715,6 +744,7 @@ def test_a_dry_run_describes_every_stage(name, monkeypatch, tmp_path, capsys):
 def test_a_dry_run_says_what_would_be_skipped(profile, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("REALM_RUNS", str(tmp_path))
     finish(STAGES[0], profile, tmp_path / "smoke", seed=profile.seed)
+    monkeypatch.setattr(commands, "check", lambda *_: [])  # there are no seeds in what stands for stage 01
     assert main(["--profile", "smoke", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "01 01_data_inspection: would be skipped: done" in shown

@@ -81,7 +81,7 @@ def refusal(server, answers, **values):
 def test_complete_returns_text_and_usage(server):
     server.script = ["Hi."]
     reply = complete(server)
-    assert (reply.text, reply.finish_reason) == ("Hi.", "stop")
+    assert (reply.text, reply.finish, reply.reasoning) == ("Hi.", "stop", "")
     assert (reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens) == (7, 3, None)
 
 
@@ -261,7 +261,8 @@ def stream(server, hear, **values):
 def test_a_stream_gives_pieces_and_asks_what_a_completion_asks(server):
     server.script, server.finish_reason = ["one two three"], "length"
     pieces = []
-    assert stream(server, pieces.append) == "length"
+    reply = stream(server, pieces.append)
+    assert (reply.text, reply.finish) == ("one two three", "length")
     assert pieces == ["one", " two", " three"]
     complete(server)
     streamed, whole = (r.body for r in server.completions)
@@ -453,7 +454,7 @@ def test_a_folder_without_safetensors(tmp_path):
 
 def test_an_engine_that_is_not_installed():
     with pytest.raises(EndpointError, match="'no-such-engine' is not installed"):
-        local._program("no-such-engine")
+        local.program_of(LOCAL.model_copy(update={"engine": "no-such-engine"}))
 
 
 # ---------------------------------------------------------------- local servers
@@ -571,7 +572,7 @@ def test_local_servers_of_transformers_share_the_cores(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_every_engine_is_told_to_listen_on_loopback(monkeypatch, tmp_path, engine):
-    monkeypatch.setattr(local, "_program", lambda name: name)
+    monkeypatch.setattr(local, "program_of", lambda endpoint: endpoint.engine)
     words, _ = local._command(LOCAL.model_copy(update={"engine": engine}), tmp_path, None, [4567], 1)
     assert words[words.index("--host") + 1] == "127.0.0.1" and words[words.index("--port") + 1] == "4567"
 

@@ -65,7 +65,7 @@ def reply(engine, merged, vocabulary, log):
 def test_the_served_model_stops_at_the_end_of_its_turn(trained, engine, tmp_path):
     found = reply(engine, *trained, tmp_path / "log")
     assert found.text.strip() == ANSWER
-    assert found.finish_reason == "stop"
+    assert found.finish == "stop"
     tokenizer = AutoTokenizer.from_pretrained(trained[0])
     answer = tokenizer(ANSWER, add_special_tokens=False).input_ids
     assert found.completion_tokens <= len(answer) + 1 < LIMIT

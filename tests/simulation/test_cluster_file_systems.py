@@ -9,7 +9,8 @@ import pytest
 from realm.conversations.conversation import Message
 from realm.simulation import database
 from realm.simulation.endings import SimulationError
-from realm.simulation.journal import Attempt, Journal
+from realm.simulation.journal import Journal
+from realm.simulation.records import Attempt
 
 
 @pytest.fixture

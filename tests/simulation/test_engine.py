@@ -6,7 +6,7 @@ from dataclasses import replace
 import nbformat
 import pytest
 from simulation_stage import FREE, OFF, SEEDS, Stage, as_told, ended
-from stub_server import BAD_KEY, BROKEN, TOO_LONG, StubServer
+from stub_server import BAD_KEY, BROKEN, TOO_LONG, StubServer, answered
 
 from realm.conversations.conversation import Conversation, Message
 from realm.core.seeds import turn_seed
@@ -165,6 +165,64 @@ def test_end_responder_failed(servers, tmp_path, answer):
     servers[1].script = ["fine", answer]
     reason, said = ended(servers, tmp_path)
     assert (reason, len(said)) == ("responder_failed", 3)
+
+
+def test_end_content_filter(servers, tmp_path):
+    servers[1].script = ["fine", answered("The first words of", "content_filter")]
+    stage = Stage(servers, tmp_path)
+    [talk] = stage.run(plan(1, 0, []))
+    assert (talk.meta["end_reason"], len(talk.messages)) == ("content_filter", 3)  # half an answer is none
+    assert stage.usage["assistant"].requests == 2 and "content filter" in stage.reasons[0].words
+
+
+def test_end_reasoning_only(servers, tmp_path):
+    servers[1].script = ["fine", answered(None, "length", reasoning_content="hm, let me see")]
+    stage = Stage(servers, tmp_path)
+    [talk] = stage.run(plan(1, 0, []))
+    assert (talk.meta["end_reason"], len(talk.messages)) == ("reasoning_only", 3)
+    assert "the limit of 16 tokens was used up by reasoning" in stage.reasons[0].words
+    assert stage.usage["assistant"].requests == 2 and stage.usage["assistant"].new_tokens == 3 + 4
+    assert stage.thoughts == {"assistant": (1, 4)}
+
+
+# ---------------------------------------------------------------- whole turns only
+
+
+def test_a_turn_that_was_cut_is_marked_and_no_other(servers, tmp_path):
+    servers[0].script = [answered("And what about the", "length")]
+    servers[1].script = ["Whole.", answered("First of all the", "length")]
+    [talk] = Stage(servers, tmp_path, max_rounds=2).run(plan(1, 0, []))
+    assert talk.meta["cut_turns"] == [0, 3]
+    assert [talk.messages[i].content for i in (0, 3)] == ["And what about the", "First of all the"]
+    assert Stage(servers, tmp_path, max_rounds=2).run(plan(1, 0, [])) == [talk]  # from the journal alone
+
+
+def test_a_turn_that_a_guardrail_cut_is_marked_too(servers, tmp_path):
+    servers[1].script = ["so " * 50]
+    [talk] = Stage(servers, tmp_path, max_rounds=1, rules=OFF.model_copy(update={"max_turn_characters": 20})).run(
+        plan(1, 0, [])
+    )
+    assert 1 in talk.meta["cut_turns"]
+
+
+def test_reasoning_is_no_part_of_a_turn_and_is_counted(servers, tmp_path):
+    servers[0].script = ["<think>\nwhat would they ask\n</think>\n\nWhy is it so?"]
+    servers[1].script = [answered("It is so.", reasoning_content="one two three")]
+    stage = Stage(servers, tmp_path, max_rounds=1)
+    [talk] = stage.run(plan(1, 0, []))
+    assert [m.content for m in talk.messages] == ["Why is it so?", "It is so."]
+    assert servers[1].completions[0].said[-1] == ("user", "Why is it so?")
+    assert stage.thoughts == {"user": (1, 4), "assistant": (1, 3)}
+    assert stage.usage["assistant"].new_tokens == 6  # a server that counts nothing
+
+
+def test_silence_after_thinking_is_not_the_end_of_a_talk(servers, tmp_path):
+    servers[0].script = ["Something?", "<think>I have all I wanted"]
+    silent = replace(USERGPT, falls_silent=True)
+    assert ended(servers, tmp_path, simulator=silent)[0] == "reasoning_only"
+
+
+# ---------------------------------------------------------------- words of templates
 
 
 def test_a_token_of_the_template_that_a_model_spells_is_left_out(servers, tmp_path):

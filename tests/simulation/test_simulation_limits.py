@@ -28,8 +28,8 @@ from realm.core.seeds import turn_seed
 from realm.simulation.breaker import DOWN_AFTER
 from realm.simulation.budget import Ledger, dollars, estimate, share
 from realm.simulation.endings import EndReason
-from realm.simulation.journal import Usage
 from realm.simulation.plan import plan, plan_replay
+from realm.simulation.records import Usage
 from realm.simulation.run import SimulationError
 from realm.simulation.simulators import REPLAY, USERGPT
 from realm.simulation.standing import end_reasons

@@ -22,13 +22,15 @@ from realm.conversations.readers import load_conversations
 from realm.conversations.writers import write_conversations
 from realm.core.profile import Endpoint, load_profile, run_folder
 from realm.dialogue import encoder
+from realm.models import assets
 from realm.serving import local
 from realm.serving.client import Address
 from realm.simulation import export
 from realm.simulation import run as simulation
 from realm.simulation.endings import EndReason
-from realm.simulation.journal import Attempt, Journal, Usage
+from realm.simulation.journal import Journal
 from realm.simulation.plan import Shard, plan
+from realm.simulation.records import Attempt, Usage
 from realm.simulation.run import STAGE_FOLDER, SimulationError, identity, main, merge, simulate
 from realm.simulation.simulators import USERGPT
 
@@ -124,6 +126,17 @@ def test_the_card_counts_what_is_there(servers, folder, monkeypatch):
     assert all(f"| {reason} |" in body for reason in EndReason)
     assert "an answer" not in text and "One?" not in text  # numbers only
     assert "{{" not in text and not re.search(r"\n\n\n", text)
+
+
+def test_the_card_names_licence_and_hash_of_a_model_that_is_served_from_a_gguf(tmp_path):
+    config = load_profile("smoke").simulation
+    responder = config.responder.model_copy(update={"model": "qwen2.5-coder-1.5b"})
+    user = config.user.model_copy(update={"engine": "api", "base_url": "http://127.0.0.1:1/v1", "model": "minilm"})
+    export.write_exports(tmp_path, [], config.model_copy(update={"responder": responder, "user": user}), 1, {}, [])
+    text = (tmp_path / "README.md").read_text()
+    digest = assets.ASSETS["qwen2.5-coder-1.5b"].sha256
+    assert f"| responder | qwen2.5-coder-1.5b (Apache-2.0, SHA-256 `{digest}`) |" in text
+    assert "| user model | minilm |" in text  # a service's name is no asset of ours
 
 
 def test_a_failed_write_leaves_the_old_files(servers, folder, monkeypatch):

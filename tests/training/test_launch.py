@@ -11,25 +11,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 from accelerate.commands import launch
 from accelerate.commands.config import load_config_from_file
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from peft import load_peft_weights
-from tiny_model import conversations, sft, write_tiny_model
+from tiny_model import conversations, write_job, write_tiny_model
 
 from realm.conversations.writers import write_conversations
-from realm.core.profile import PROFILE_FOLDER, load_profile
+from realm.core.profile import load_profile
 from realm.models.estimate import FULL_GPUS
 from realm.models.workload import optimizer_steps
 from realm.training import launch as launch_room
-from realm.training.artefacts import TRAINED
-from realm.training.base import TrainingError, add_adapter, load_base
-from realm.training.launch import FSDP_CONFIG, Job, launch_or_train, main
+from realm.training.artefacts import TRAINED, sweep
+from realm.training.base import add_adapter, load_base
+from realm.training.controls import train_control
+from realm.training.launch import FSDP_CONFIG, launch_or_train, main
 
 SEED = 5
 
@@ -56,17 +57,10 @@ def job(folder, tmp_path):
     """Makes a job of 13 rows for the tiny model, with a profile of its own. ``values``: of the training block."""
 
     def make(name, **values):
-        profile = yaml.safe_load((PROFILE_FOLDER / "smoke.yaml").read_text(encoding="utf-8"))
-        values = {"epochs": 2, **values}
-        profile["usergpt_sft"] = sft(folder, **{"learn_ending": False, **values}).model_dump()
-        profile["realm_sft"] = sft(folder, **values).model_dump()
-        profile["dialogue"].update(max_length=400)
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(profile), encoding="utf-8")
-        write_conversations(tmp_path / "train.jsonl", conversations(13))
-        valid = tmp_path / "valid.jsonl"
+        train, valid = tmp_path / "train.jsonl", tmp_path / "valid.jsonl"
+        write_conversations(train, conversations(13))
         write_conversations(valid, conversations(20)[13:])
-        return Job(str(path), "usergpt_sft", tmp_path / "train.jsonl", valid, tmp_path / name, SEED)
+        return write_job(tmp_path, folder, name, train, valid, SEED, **{"epochs": 2, **values})
 
     return make
 
@@ -109,6 +103,21 @@ def accelerate(job):
     assert done.returncode == 0, done.stderr
 
 
+# ---------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize("block", ["usergpt_sft", "realm_sft"])
+def test_an_own_split_validates_on_conversations_that_are_not_trained_on(job, block):
+    split = {"train_share": 0.7, "seed": 125}
+    made = replace(job("own", eval_steps=2, own_split=split, valid_conversations=100), block=block)
+    encoder = made.encoder()
+    rows, held = made.rows(encoder), made.held_out(encoder)
+    trained, apart_from = ({r.id.partition("/")[0] for r in some} for some in (rows, held))
+    assert (len(trained), len(apart_from)) == (9, 4)  # of 13
+    assert trained | apart_from == {c.id for c in conversations(13)}
+    assert replace(made, valid=None).held_out(encoder)[0].id == held[0].id  # no other file is read
+
+
 # ---------------------------------------------------------------- one process and two
 
 
@@ -137,17 +146,28 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(job, monkeypatch
     assert len([line for line in lines if "training:   0%" in line]) == 1  # one process speaks
 
 
+@pytest.mark.parametrize("kind", ["assistant", "plain_segments"])
+def test_a_control_is_trained_by_the_same_launcher(job, monkeypatch, kind):
+    whole = job("whole", epochs=1, accumulation=4, controls=[kind], eval_steps=2)
+    alone = train_control(kind, whole)
+    log = losses(replace(whole, folder=whole.folder / f"control_{kind}"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    shared = job("shared", epochs=1, accumulation=2, controls=[kind], eval_steps=2)
+    together = train_control(kind, shared)
+    folder = shared.folder / f"control_{kind}"
+    assert losses(replace(shared, folder=folder)) == pytest.approx(log, rel=0.05)
+    learned = {n: p.detach() for n, p in together.named_parameters() if p.requires_grad}
+    same(load_peft_weights(str(folder / TRAINED), device="cpu"), learned, rtol=0, atol=0)
+    assert alone.training is together.training is False
+    sweep(shared.folder)
+    assert {p.name for p in folder.iterdir()} == {"train_log.jsonl", "checkpoints"}
+
+
 def test_rows_that_differ_from_the_notebooks_are_refused(job, capsys):
     wanted = job("differs")
     assert main([*wanted.command(), "--rows", "0f" * 32]) == 1
     assert "gives other rows here than in the notebook" in capsys.readouterr().err
     assert not (wanted.folder / TRAINED).exists()
-
-
-def test_a_failed_process_gives_its_reason():
-    says = "import sys; sys.exit('error: talk-03 is no conversation\\nTraceback, and so on')"
-    with pytest.raises(TrainingError, match=r"a launched process failed: talk-03 is no conversation$"):
-        launch_room._run([sys.executable, "-c", says])
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ from tiny_model import SPECIAL, conversations, sft, write_tiny_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from realm.conversations.conversation import Conversation, Message
+from realm.conversations.conversation import PLACE, Conversation, Message
 from realm.dialogue.encoder import IGNORED, Encoder
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT, USER_SYSTEM_PROMPT, chat_format, load_tokenizer
 from realm.evaluation.perplexity import perplexity_of
 from realm.training import base as base_room
 from realm.training import likelihood as likelihood_room
 from realm.training import trainer
-from realm.training.artefacts import save_servable
+from realm.training.artefacts import TRAINED, save_servable, sweep
 from realm.training.base import TrainingError, adapter_off, add_adapter, compute_dtype, load_base
 from realm.training.likelihood import Likelihood, likelihood
 from realm.training.loss import supervised_nll
@@ -204,7 +204,7 @@ def test_select_rows_refuses_when_the_limit_cuts_every_target(tokenizer, chat):
 def opened(count: int, inside: int):
     """Conversations that open their session, and others from within one."""
     made = conversations(count + inside)
-    return [replace(c, id=f"{c.id}/1") if i >= count else c for i, c in enumerate(made)]
+    return [replace(c, id=f"{c.id}/1", meta={PLACE: 2}) if i >= count else c for i, c in enumerate(made)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
@@ -339,6 +339,47 @@ def test_a_resumed_run_ends_with_the_same_adapter(uninterrupted, tokenizer, rows
         torch.testing.assert_close(dict(resumed.named_parameters())[name], value, rtol=0, atol=1e-6)
 
 
+def without_keywords(model):
+    """A forward that takes what it names and nothing else, as those of models from elsewhere do."""
+    forward = model.forward
+
+    def bare(
+        input_ids=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+    ):
+        return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    model.forward = bare
+
+
+def refusing(model):
+    """As the class of Gemma 3n says of itself."""
+    model.accepts_loss_kwargs = False
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("unlike", [without_keywords, refusing])
+def test_a_model_that_takes_no_count_of_tokens_trains_alike(folder, tokenizer, rows, tmp_path, method, unlike):
+    config = sft(folder, method=method, accumulation=3)
+    logs, ends = [], []
+    for name in ("usual", "unlike"):
+        base = load_base(config)
+        if name == "unlike":
+            unlike(base)
+        model = add_adapter(base, config, 0)
+        logs.append([r["loss"] for r in train(model, tokenizer, rows, config, tmp_path / name, seed=1)])
+        ends.append(weights(model))
+    assert logs[0] == pytest.approx(logs[1], rel=1e-6)
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-6)
+
+
 def test_each_epoch_sees_every_row_once_in_an_order_of_its_own(folder, tokenizer, rows, tmp_path, monkeypatch):
     seen = []
     original = collate
@@ -460,6 +501,18 @@ def test_training_ends_with_the_best_adapter(wild, tokenizer, valid):
     best = min(losses.values())
     assert losses[9] > best * 1.05  # or this test would show nothing
     assert mean_loss(model, valid, tokenizer) == pytest.approx(best, rel=1e-5)
+
+
+def test_training_that_keeps_the_last_step_ends_there_though_an_earlier_one_was_better(
+    wild, folder, tokenizer, rows, valid, tmp_path
+):
+    config = sft(folder, **WILD, keep="last")
+    model = fresh_model(config)
+    train(model, tokenizer, rows, config, tmp_path, 1, valid)
+    losses = evaluations(tmp_path)
+    assert losses == pytest.approx(evaluations(wild[2]), rel=1e-5)
+    assert min(losses.values()) * 1.05 < losses[9]
+    assert mean_loss(model, valid, tokenizer) == pytest.approx(losses[9], rel=1e-5)
 
 
 @pytest.mark.parametrize("at_step", [3, 5, 9])
@@ -657,6 +710,40 @@ def test_a_full_fine_tune_is_saved_without_an_adapter(folder, tokenizer, chat, t
     written = save_servable(model, tokenizer, config, tmp_path, text, END)
     assert list(written) == ["merged"]
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_full_fine_tune_keeps_its_precision_when_it_is_saved(folder, tokenizer, tmp_path):
+    config = sft(folder, method="full")
+    model = fresh_model(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    written = save_servable(model, tokenizer, config, tmp_path, "{{ messages }}", END)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) and value.dtype == torch.float32 for name, value in before.items())
+    assert json.loads((written["merged"] / "config.json").read_text())["dtype"] == "bfloat16"
+    merged = AutoModelForCausalLM.from_pretrained(written["merged"])
+    for name, value in merged.state_dict().items():
+        assert torch.equal(value, before[name].to(torch.bfloat16)), name
+
+
+def test_what_an_unfinished_stage_needs_stays_until_it_is_done(folder, tokenizer, rows, valid, tmp_path, monkeypatch):
+    config = sft(folder, **WILD)
+    model = fresh_model(config)
+    log = train(model, tokenizer, rows, config, tmp_path, 1, valid)
+    save_servable(model, tokenizer, config, tmp_path, "{{ messages }}", END)
+    # What came next failed: the stage is run again.
+    calls = count_batches(monkeypatch)
+    again = fresh_model(config)
+    assert train(again, tokenizer, rows, config, tmp_path, 1, valid) == log
+    assert calls == []
+    for name, value in weights(model).items():
+        assert torch.equal(weights(again)[name], value)
+    (tmp_path / "control_both" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "control_both" / TRAINED).mkdir()
+    sweep(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        *("adapter", "merged", "base_model.txt", "train_log.jsonl", "control_both", "checkpoints")
+    }
+    assert [p.name for p in (tmp_path / "control_both").iterdir()] == ["checkpoints"]  # they took hours
 
 
 def test_saving_again_replaces_what_was_there(served, tokenizer, tmp_path):

@@ -66,15 +66,74 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def similar_pairs(conversations: Sequence[Conversation], threshold: float) -> Iterator[tuple[int, int]]:
-    """Index pairs whose similarity is at least ``threshold``, as far as the hashing finds them."""
+    """Index pairs whose similarity is at least ``threshold``, as far as the hashing finds candidates: enough of them
+    to link whatever is linked by all of them. Of a large family each member is compared with few others.
+    """
     # A lower threshold for candidates costs comparisons and saves pairs that 64 permutations would miss.
-    index = MinHashLSH(threshold=max(0.1, threshold - 0.2), num_perm=PERMUTATIONS)
+    bands = MinHashLSH(threshold=max(0.1, threshold - 0.2), num_perm=PERMUTATIONS).hashranges
+    buckets: dict[tuple[int, bytes], _Bucket] = defaultdict(dict)
+    groups = _Groups(len(conversations))
     sets = [shingles(c) for c in conversations]
+    first_with: dict[bytes, int] = {}
     for i, own in enumerate(sets):
+        twin = first_with.setdefault(own.tobytes(), i)
+        if twin != i:
+            yield twin, i  # whatever is like one is like the other
+            continue
         sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
         sketch.update_batch(own)
-        yield from ((j, i) for j in sorted(index.query(sketch)) if similarity(own, sets[j]) >= threshold)
-        index.insert(i, sketch)
+        met = [buckets[start, sketch.hashvalues[start:end].tobytes()] for start, end in bands]
+        for bucket in met:
+            groups.bring_up_to_date(bucket)
+        for group in sorted({group for bucket in met for group in bucket}):
+            alike = _first_alike(own, [bucket[group] for bucket in met if group in bucket], sets, threshold)
+            if alike is not None:
+                groups.link(alike, i)
+                yield alike, i
+        for bucket in met:
+            bucket.setdefault(groups.of(i), []).append(i)
+
+
+_Bucket = dict[int, list[int]]  # group -> its members that share one band of their sketches
+
+
+def _first_alike(own: np.ndarray, candidates: list[list[int]], sets: list[np.ndarray], threshold: float) -> int | None:
+    """The first of a group's candidates that is similar enough; in a family that is one of the first few."""
+    tried: set[int] = set()
+    for j in (j for members in candidates for j in members):
+        if j in tried:
+            continue
+        tried.add(j)
+        shorter, longer = sorted((len(own), len(sets[j])))
+        if shorter >= threshold * longer and similarity(own, sets[j]) >= threshold:
+            return j
+    return None
+
+
+class _Groups:
+    """Who is linked so far, by a number for each group; a merged group keeps the lower one."""
+
+    def __init__(self, size: int):
+        self._above = list(range(size))
+
+    def of(self, i: int) -> int:
+        while self._above[i] != i:
+            self._above[i] = self._above[self._above[i]]
+            i = self._above[i]
+        return i
+
+    def link(self, i: int, j: int) -> None:
+        low, high = sorted((self.of(i), self.of(j)))
+        self._above[high] = low
+
+    def bring_up_to_date(self, bucket: _Bucket) -> None:
+        """Members under the number of the group that theirs was merged into, the shorter list into the longer."""
+        for old in [group for group in bucket if self._above[group] != group]:
+            moved, now = bucket.pop(old), self.of(old)
+            kept = bucket.get(now, [])
+            longer, shorter = (kept, moved) if len(kept) >= len(moved) else (moved, kept)
+            longer.extend(shorter)
+            bucket[now] = longer
 
 
 def near_duplicate_clusters(conversations: Sequence[Conversation], threshold: float) -> list[list[int]]:
@@ -92,10 +151,17 @@ def linked(size: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     return sorted(members.values(), key=lambda m: (-len(m), m[0]))
 
 
+def _unmarked(conversation: Conversation) -> Conversation:
+    """A mark that a file brought, of our own or of others, names no cluster of this run."""
+    if CLUSTER not in conversation.meta:
+        return conversation
+    return replace(conversation, meta={k: v for k, v in conversation.meta.items() if k != CLUSTER})
+
+
 def near_duplicates(conversations: list[Conversation], threshold: float, drop: bool) -> list[Outcome]:
     """Every member of a cluster carries in ``meta`` the id of its longest one; with ``drop`` only that one stays.
     Clusters are counted by their size."""
-    outcomes = [keep(c) for c in conversations]
+    outcomes = [keep(_unmarked(c)) for c in conversations]
     for cluster in near_duplicate_clusters(conversations, threshold):
         longest = max(cluster, key=lambda i: (sum(len(m.content) for m in conversations[i].messages), -i))
         for i in cluster:

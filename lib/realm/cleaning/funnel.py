@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from realm.conversations.conversation import Conversation
+from realm.conversations.conversation import SESSION, Conversation
+from realm.core.errors import TooFewError
 
 EXAMPLES_PER_REASON = 2
 
@@ -108,7 +109,20 @@ def _run_step(step: Step, conversations: list[Conversation]) -> tuple[list[Conve
 
 
 def _sessions(conversations: Sequence[Conversation]) -> int:
-    return len({c.session for c in conversations})
+    """Before anything is joined, each record is a session of its own, whatever its id."""
+    named = {c.session for c in conversations if SESSION in c.meta}
+    return len(named) + sum(SESSION not in c.meta for c in conversations)
+
+
+def require_left(reports: Sequence[StepReport]) -> None:
+    """Raise TooFewError, naming the step, if the funnel left nothing."""
+    emptied = next((r for r in reports if r.segments_in and not r.segments_out), None)
+    if emptied:
+        why = ", ".join(f"{reason}: {n:,}" for reason, n in emptied.reasons.most_common(3))
+        raise TooFewError(
+            f"cleaning: the step {emptied.step!r} left 0 of {emptied.sessions_in:,} conversations ({why}); "
+            "its rules are those of data_inspection.preset, the conversations those of data_inspection.source"
+        )
 
 
 def keep(conversation: Conversation) -> Outcome:

@@ -22,17 +22,18 @@ OPENS_AS_PAGE = re.compile(
 )
 CLOSES_BLOCK = re.compile(r"</(?:p|ol|ul|pre|h[1-6]|table|blockquote|div)>\s*\Z", re.I)
 # Captions of the page: switching between answers, copying code, sharing.
-VARIANT = re.compile(r"\A\s*\d+ / \d+[ \t]*(?:\n|\Z)")
+LINE_END = r"(?:\r?\n|\r)"  # texts keep the line ends of the system that they were copied on
+VARIANT = re.compile(rf"\A\s*\d+ / \d+[ \t]*(?:{LINE_END}|\Z)")
 # Possessive, so that long runs of blanks stay linear.
-COPY_IN_FENCE = re.compile(r"```[ \t]*+\n?[ \t]*+([\w+#.-]*?)[ \t]*+Copy code[ \t]*\n?")
-COPY_LINE = re.compile(r"(?m)^[ \t]*(?:Copy code|Copy\d+ chars / \d+ words)[ \t]*(?:\n|\Z)")
+COPY_IN_FENCE = re.compile(rf"```[ \t]*+{LINE_END}?[ \t]*+([\w+#.-]*?)[ \t]*+Copy code[ \t]*({LINE_END}?)")
+COPY_LINE = re.compile(rf"(?:\A|(?<=[\r\n]))[ \t]*+(?:Copy code|Copy\d+ chars / \d+ words)[ \t]*+(?:{LINE_END}|\Z)")
 # Buttons that the page and browser extensions put under a turn, in the browser's language, and under a human turn
 # that was edited the counter of its versions.
 BUTTON = (
     r"Share Prompt|Translate now|지금 번역하기"
     r"|CopyCopy HTMLRead Aloud(?:\N{BLACK SQUARE FOR STOP}\ufe0f? Stop)?\d+ chars \| \d+ words"
 )
-BUTTONS = {"assistant": re.compile(rf"(?:{BUTTON})\Z"), "user": re.compile(rf"(?:{BUTTON}|(?<=\n)(\d+) / \1)\Z")}
+BUTTONS = {"assistant": re.compile(rf"(?:{BUTTON})\Z"), "user": re.compile(rf"(?:{BUTTON}|(?<=[\r\n])(\d+) / \1)\Z")}
 LONGEST_BUTTON = 80
 BLANK_LINES = re.compile(r"(```.*?```)|\n{3,}", re.S)
 
@@ -74,7 +75,7 @@ def _language(block) -> str:
 def without_captions(text: str, role: str) -> str:
     """The page's captions taken off; in a human turn only the buttons at its end."""
     if role == "assistant" and ("Copy" in text or VARIANT.match(text)):
-        text = COPY_LINE.sub("", COPY_IN_FENCE.sub(r"```\1\n", VARIANT.sub("", text)))
+        text = COPY_LINE.sub("", COPY_IN_FENCE.sub(lambda m: f"```{m[1]}{m[2] or chr(10)}", VARIANT.sub("", text)))
     return _without_buttons(text, BUTTONS[role]) if role in BUTTONS else text
 
 

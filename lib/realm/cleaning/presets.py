@@ -15,7 +15,7 @@ from realm.cleaning.private_data import without_private_data
 from realm.conversations.conversation import ENDS_SESSION, Conversation, Message
 from realm.conversations.sessions import join_segments
 from realm.dialogue.encoder import Encoder
-from realm.dialogue.segments import cut_apart, split_long
+from realm.dialogue.segments import cut_apart, ending_alone, split_long
 
 PRODUCT_NAMES = ("openai", "chatgpt", "chat gpt", "open ai")
 NO_PRODUCT = re.compile(r"open ai(?=[a-z])")  # open air, open aisle
@@ -25,24 +25,28 @@ def steps(
     preset: str,
     encoder: Encoder,
     *,
-    no_end: Collection[str] = (),
+    cut_after: Collection[int] = (),
     near_duplicate_threshold: float,
     replace_private_data: bool,
 ) -> list[Step]:
     """The ordered steps of ``paper`` or ``fixed``: first those on sessions, then those on segments.
 
-    ``encoder`` measures lengths with the training template; ``no_end`` names sessions of unknown end
+    ``encoder`` measures lengths with the training template; ``cut_after``: indices of conversations of unknown end
     (``sessions.unknown_ends``); ``near_duplicate_threshold`` is a Jaccard similarity of 5-word shingles.
     """
-    on_sessions = session_steps(preset, encoder, no_end, near_duplicate_threshold, replace_private_data)
+    on_sessions = session_steps(preset, encoder, cut_after, near_duplicate_threshold, replace_private_data)
     return on_sessions + segment_steps(preset, encoder, near_duplicate_threshold)
 
 
 def session_steps(
-    preset: str, encoder: Encoder, no_end: Collection[str], near_duplicate_threshold: float, replace_private_data: bool
+    preset: str,
+    encoder: Encoder,
+    cut_after: Collection[int],
+    near_duplicate_threshold: float,
+    replace_private_data: bool,
 ) -> list[Step]:
     """Whole sessions, before anything is cut; arguments as for ``steps``."""
-    joined = Step("segments joined to sessions", lambda cs: _join(cs, no_end))
+    joined = Step("segments joined to sessions", lambda cs: _join(cs, cut_after))
     alternating = Step("alternating turns", each(alternate))
     reserved = Step("no reserved tokens", each(no_reserved_tokens(encoder.format.reserved)))
     if preset == "paper":
@@ -79,12 +83,12 @@ def segment_steps(preset: str, encoder: Encoder, near_duplicate_threshold: float
         ]
     return [
         Step("split at max_length", lambda cs: _split(split_long(cs, encoder))),
-        Step("a human turn in each segment", each(has_human_turn)),
+        Step("a human turn or an ending in each segment", each(teaches_the_user(encoder))),
     ]
 
 
-def _join(conversations: list[Conversation], no_end: Collection[str]) -> list[Outcome]:
-    joined = join_segments(conversations, no_end)
+def _join(conversations: list[Conversation], cut_after: Collection[int]) -> list[Outcome]:
+    joined = join_segments(conversations, cut_after)
     return [Outcome([] if j.conversation is None else [j.conversation], j.reason) for j in joined]
 
 
@@ -113,19 +117,21 @@ def _authors_split(conversations: list[Conversation], encoder: Encoder) -> list[
 def alternate(conversation: Conversation) -> Outcome:
     """Turns alternate from a user turn, none empty: leading answers and system turns are taken off, and what
     follows the first turn that is empty or out of turn is cut off."""
-    messages = [m for m in conversation.messages if m.role != "system"]
-    opening = next((i for i, m in enumerate(messages) if m.role == "user"), len(messages))
-    messages = [Message(m.role, m.content.strip()) for m in messages[opening:]]
+    places = [i for i, m in enumerate(conversation.messages) if m.role != "system"]
+    opening = next((at for at, i in enumerate(places) if conversation.messages[i].role == "user"), len(places))
+    places = places[opening:]
+    messages = [Message(m.role, m.content.strip()) for m in (conversation.messages[i] for i in places)]
     if not messages:
         return Outcome([], "no user turn")
     good, stop = _well_formed(messages)
     if not good:
         return Outcome([], stop)
     if good < len(messages):
-        meta = {k: v for k, v in conversation.meta.items() if k != ENDS_SESSION}
-        return Outcome([replace(conversation, messages=tuple(messages[:good]), meta=meta)], f"cut off: {stop}")
+        kept = conversation.with_turns(places[:good])
+        meta = {k: v for k, v in kept.meta.items() if k != ENDS_SESSION}
+        return Outcome([replace(kept, messages=tuple(messages[:good]), meta=meta)], f"cut off: {stop}")
     reason = "" if len(messages) == len(conversation.messages) else "leading answer or system turn taken off"
-    return Outcome([replace(conversation, messages=tuple(messages))], reason)
+    return Outcome([replace(conversation.with_turns(places), messages=tuple(messages))], reason)
 
 
 def _well_formed(messages: Sequence[Message]) -> tuple[int, str]:
@@ -162,6 +168,15 @@ def two_messages(conversation: Conversation) -> Outcome:
     return keep(conversation) if len(conversation.messages) >= 2 else Outcome([], "one message")
 
 
-def has_human_turn(conversation: Conversation) -> Outcome:
-    """An answer whose question stands in the segment before teaches the user's side nothing."""
-    return keep(conversation) if conversation.turns("user") else Outcome([], "no human turn")
+def teaches_the_user(encoder: Encoder) -> Callable[[Conversation], Outcome]:
+    """An answer whose question stands in the segment before teaches the user's side one thing at most: that the
+    session ends with it."""
+
+    def rule(segment: Conversation) -> Outcome:
+        if segment.turns("user"):
+            return keep(segment)
+        if ending := ending_alone(segment, encoder):
+            return Outcome([ending], "no human turn: kept as the place of an ending")
+        return Outcome([], "no human turn")
+
+    return rule

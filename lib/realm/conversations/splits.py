@@ -6,7 +6,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from realm.conversations.conversation import Conversation
+from realm.core.errors import TooFewError
+from realm.core.fine_tunes import OwnSplit
 from realm.core.seeds import unit_hash
 
 SIDES = ("train", "seeds", "valid", "test")
@@ -48,6 +52,16 @@ def split_sides(conversations: Sequence[Conversation], shares: Mapping[str, floa
         kept[side] = [c for c in drawn[side] if first_turn(c) not in opened]
         opened |= {first_turn(c) for c in kept[side]}
     return Sides(**kept, leaking=leaking)
+
+
+def require_training(sides: Sides) -> None:
+    """Raise TooFewError if all went to the other sides."""
+    if not sides.train:
+        counts = ", ".join(f"{side}: {len({c.session for c in members})}" for side, members in sides.items())
+        raise TooFewError(
+            f"split: 0 sessions are left to train on ({counts}); lower data_inspection.test_share or give more "
+            "conversations in data_inspection.source"
+        )
 
 
 def _side_at(position: float, shares: Mapping[str, float]) -> str:
@@ -92,3 +106,18 @@ def one_per_session(conversations: Sequence[Conversation], seed: int) -> list[Co
     for conversation in conversations:
         first.setdefault(conversation.session, conversation)
     return sorted(first.values(), key=lambda c: unit_hash(f"order:{seed}:{c.session}"))
+
+
+def apart(
+    conversations: Sequence[Conversation], split: OwnSplit | None
+) -> tuple[list[Conversation], list[Conversation]]:
+    """(trained on, validated on): all and none where ``split`` is null, else shuffled and cut.
+
+    For the same conversations in the same order it gives the sides of the authors' datasets.py of the response model:
+    NumPy's legacy generator, 95 % of a permutation by seed 125, rounded down.
+    """
+    if split is None:
+        return list(conversations), []
+    order = np.random.RandomState(split.seed).permutation(len(conversations))
+    cut = int(len(order) * split.train_share)
+    return [conversations[i] for i in order[:cut]], [conversations[i] for i in order[cut:]]

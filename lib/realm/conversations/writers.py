@@ -41,10 +41,12 @@ def write_parquet(path: str | Path, conversations: Sequence[Conversation]) -> No
     import pyarrow.parquet as parquet
 
     turn = arrow.struct([("role", arrow.string()), ("content", arrow.string())])
+    lists = {key for c in conversations for key, value in c.meta.items() if isinstance(value, list)}
+    kind = lambda key: arrow.list_(arrow.int32()) if key in lists else arrow.string()  # noqa: E731
     keys = sorted({key for c in conversations for key in c.meta})
     columns = [("id", arrow.string()), ("messages", arrow.list_(turn))]
     # Parquet has no record without fields.
-    columns += [("meta", arrow.struct([(key, arrow.string()) for key in keys]))] if keys else []
+    columns += [("meta", arrow.struct([(key, kind(key)) for key in keys]))] if keys else []
     table = arrow.Table.from_pylist([c.to_record() for c in conversations], arrow.schema(columns))
     with atomic_path(path) as temporary:
         parquet.write_table(table, temporary)

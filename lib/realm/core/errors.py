@@ -11,6 +11,14 @@ from realm.core.secrets import redact
 class OneLineError(Exception):
     """The base of this library's own errors: the message is for the reader, no traceback is needed beside it."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook in place of a traceback."""
+        return [f"{type(self).__name__}: {redact(str(self))}"]
+
+
+class TooFewError(OneLineError, ValueError):
+    """Less is there than the profile asks for; the message names the step, the counts and the key to change."""
+
 
 def exit_code(action: Callable[[], int | None], interrupted: str | Callable[[], str]) -> int:
     """Do what a command line asks for; its exit code, with one line on standard error where it failed.

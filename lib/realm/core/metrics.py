@@ -44,6 +44,8 @@ class Metrics:
         if isinstance(value, bool) or value != value or value in (float("inf"), float("-inf")):
             raise ValueError(f"metric {name} has no finite value: {value}")
         number = int(value) if float(value).is_integer() and not isinstance(value, float) else float(value)
+        if ci is not None and fields.get("n") == 1 and all(map(math.isnan, ci)):
+            ci = None  # one conversation has no interval, and n says so
         if ci is not None and not all(math.isfinite(limit) for limit in ci):
             raise ValueError(f"metric {name} has an interval that is not finite: {ci}")
         low, high = (float(ci[0]), float(ci[1])) if ci is not None else (None, None)

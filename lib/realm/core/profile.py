@@ -7,14 +7,16 @@ value is refused in one line that names the file, the key and what is allowed.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
+from realm.core.fine_tunes import SFT, Block, UserSFT
 from realm.core.profile_errors import explain
 
 PROFILE_FOLDER = REPOSITORY / "profiles"
@@ -23,10 +25,6 @@ RUNS_VARIABLE = "REALM_RUNS"
 
 class ProfileError(OneLineError, ValueError):
     """A profile that cannot be used; one line naming file, key and allowed values."""
-
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Dialogue(Block):
@@ -54,6 +52,7 @@ class DataInspection(Block):
     ``near_duplicate_threshold``: Jaccard similarity of 5-word shingles from which two sessions are one.
     ``strict``: refuse a file at its first defect, instead of counting and skipping it.
     ``topic_turns``: human opening turns embedded by ``embedder`` and grouped into ``topics`` clusters.
+    ``config``, ``split`` (train unless said), ``data_files``, ``revision``: of a Hub data set, for ``load_dataset``.
     """
 
     source: str
@@ -68,11 +67,20 @@ class DataInspection(Block):
     embedder: str
     topics: int = Field(ge=2, le=40)
     topic_turns: int = Field(ge=10)
+    config: str | None = None
+    split: str | None = None
+    data_files: str | list[str] | None = None
+    revision: str | None = None
 
     @property
     def shares(self) -> dict[str, float]:
         """Side -> its share of the sessions; the rest is for training."""
         return {"test": self.test_share, "valid": self.valid_share, "seeds": self.seeds_share}
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """What is chosen within a Hub data set."""
+        return {k: getattr(self, k) for k in ("config", "split", "data_files", "revision")}
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> DataInspection:
@@ -81,70 +89,16 @@ class DataInspection(Block):
         return self
 
 
-class SFT(Block):
-    """What notebooks 02 and 04 share. ``max_train_tokens`` null trains on everything, ``epochs`` times.
-
-    ``method``: qlora (NF4 base, LoRA on all linear layers), lora, or full (all weights, as the authors did).
-    ``compute_dtype``: auto takes bfloat16 where the processor computes in it, float32 elsewhere.
-    ``supervise``: whose turns carry the loss. ``test_conversations``: held-out sessions that before and after are
-    measured on. ``eval_steps``: every so many optimizer steps the loss of ``valid_conversations`` validation rows is
-    logged, and the step where it was lowest is what training ends with; null ends with the last step.
-    An optimizer step sees batch_size * accumulation * processes segments.
-    """
-
-    base_model: str
-    supervise: Literal["user", "assistant", "both"]
-    method: Literal["qlora", "lora", "full"]
-    compute_dtype: Literal["auto", "float32", "bfloat16"]
-    lora_rank: int = Field(ge=1)
-    lora_alpha: int = Field(ge=1)
-    learning_rate: float = Field(gt=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    warmup_ratio: float = Field(ge=0, lt=1)
-    schedule: Literal["cosine", "linear", "constant"]
-    epochs: int = Field(ge=1)
-    max_train_tokens: int | None = Field(ge=1_000)
-    batch_size: int = Field(ge=1, description="segments per device in one forward pass")
-    accumulation: int = Field(ge=1, description="forward passes per optimizer step")
-    gradient_checkpointing: bool
-    checkpoint_steps: int = Field(ge=1)
-    eval_steps: int | None = Field(ge=1)
-    valid_conversations: int = Field(ge=2)
-    test_conversations: int = Field(ge=2)
-
-    @model_validator(mode="after")
-    def _checkpoints_are_evaluated(self) -> SFT:
-        if self.eval_steps and self.checkpoint_steps % self.eval_steps:
-            raise ValueError(f"checkpoint_steps must be a multiple of eval_steps, {self.eval_steps}")
-        return self
-
-
-class UserSFT(SFT):
-    """What notebook 02 adds. ``opening_share``: of the budget of tokens, how much goes to segments that open their
-    session, the rest to those from within one; null takes segments as they come. ``learn_ending``: where a session
-    truly ends, the human's next turn is its end token alone. ``controls``: what the same model is
-    trained on for comparison: the other side, both, or human turns of segments as the authors cut them, without context
-    and as they come. ``samples_shown``: turns to look at.
-    """
-
-    opening_share: float | None = Field(ge=0, le=1)
-    learn_ending: bool
-    controls: list[Literal["assistant", "both", "plain_segments"]]
-    samples_shown: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _a_share_of_something(self) -> UserSFT:
-        if self.opening_share is not None and self.max_train_tokens is None:
-            raise ValueError("opening_share is a share of max_train_tokens, which is null")
-        return self
-
-
 class Endpoint(Block):
     """Anything that speaks the OpenAI chat protocol.
 
     ``engine``: ``llama.cpp``, ``transformers`` or ``vllm`` start a local server for ``model`` (an asset
-    name, a folder, or ``stage:02_usergpt_sft``); ``api`` talks to ``base_url``, where ``model`` is the name
+    name, a folder, ``stage:04_realm_sft``, or ``base:04_realm_sft``: what that stage started from, under the very
+    tokenizer and template that it was trained with; for ``llama.cpp`` also a GGUF file, or ``repository:file`` of one
+    on the Hub); ``api`` talks to ``base_url``, where ``model`` is the name
     that the service knows and ``api_key_env`` the environment variable that holds the key.
+    ``environment``: the folder of the Python environment that holds the engine's program (null: this one; a relative
+    one lies in the repository). ``gpu_memory_share``: of a GPU's memory, what vllm takes.
     At most ``concurrency`` requests are in flight; ``requests_per_minute`` spaces their starts, null does not.
     Each shard of a simulation has both for itself.
     """
@@ -161,6 +115,14 @@ class Endpoint(Block):
     requests_per_minute: int | None = Field(default=None, ge=1)
     timeout_seconds: float = Field(default=300.0, gt=0)
     max_retries: int = Field(default=4, ge=0)
+    environment: str | None = None
+    gpu_memory_share: float = Field(default=0.9, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _environment_has_a_program(self) -> Endpoint:
+        if self.environment is not None and self.engine not in ("vllm", "transformers"):
+            raise ValueError(f"environment goes with engine vllm or transformers, not {self.engine}")
+        return self
 
     @model_validator(mode="after")
     def _address_belongs_to_api(self) -> Endpoint:
@@ -249,12 +211,29 @@ class Simulation(Block):
 
 
 class MTBench(Block):
-    """Notebook 05. ``questions`` are drawn evenly over the 8 categories (80 in all)."""
+    """Notebook 05. ``questions`` are drawn evenly over the 8 categories (80 in all). ``base`` is what ReaLM was made
+    of; ``beside``: any other models that answer the same questions, by names of lower-case letters, digits and ``_``.
+    """
 
     questions: int = Field(ge=8, le=80)
     base: Endpoint
     realm: Endpoint
+    beside: dict[str, Endpoint] = Field(default_factory=dict)
     judge: Endpoint | None
+
+    @property
+    def answerers(self) -> dict[str, Endpoint]:
+        """Name -> who answers the questions."""
+        return {"base": self.base, "realm": self.realm, **self.beside}
+
+    @model_validator(mode="after")
+    def _names_are_files(self) -> MTBench:
+        for name in self.beside:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("base", "realm", "judge"):
+                raise ValueError(
+                    f"beside: {name!r} is no name here; lower-case letters, digits and _, not base, realm or judge"
+                )
+        return self
 
     @model_validator(mode="after")
     def _even_draw(self) -> MTBench:
@@ -270,7 +249,7 @@ class SimulatorRealism(Block):
     usergpt: Endpoint
     roleplay: Endpoint
     embedder: str
-    conversations: int = Field(ge=20)
+    conversations: int = Field(ge=10)
     repeats: int = Field(ge=1, description="cross-validation splits of the two-sample test")
     permutations: int = Field(ge=0, description="label permutations that calibrate it")
 
@@ -287,9 +266,15 @@ class Profile(Block):
     mt_bench: MTBench
     simulator_realism: SimulatorRealism
 
-    def endpoints(self) -> list[Endpoint]:
-        blocks = (self.simulation, self.mt_bench, self.simulator_realism)
-        return [v for block in blocks for _, v in block if isinstance(v, Endpoint)]
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Key of the profile, as ``simulation.user`` -> endpoint."""
+        found = {}
+        for name in ("simulation", "mt_bench", "simulator_realism"):
+            for key, value in getattr(self, name):
+                inner = value if isinstance(value, dict) else {}
+                some = {key: value} | {f"{key}.{k}": v for k, v in inner.items()}
+                found |= {f"{name}.{k}": v for k, v in some.items() if isinstance(v, Endpoint)}
+        return found
 
 
 class _NoDuplicates(yaml.SafeLoader):

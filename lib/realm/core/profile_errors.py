@@ -29,13 +29,18 @@ def explain(error: dict[str, Any], profile: type[BaseModel]) -> str:
 
 
 def _block_at(location: list[str], block: type[BaseModel]) -> type[BaseModel]:
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         inner = block.model_fields[part].annotation
+        if typing.get_origin(inner) is dict:
+            next(parts, None)  # a name of the reader's own
         block = next(t for t in (inner, *typing.get_args(inner)) if isinstance(t, type) and issubclass(t, BaseModel))
     return block
 
 
 def _allowed(block: type[BaseModel], key: str) -> str:
+    if key not in block.model_fields:  # the reader's own name for such a block
+        return f"allowed: a block with {', '.join(block.model_fields)}"
     information = block.model_fields[key]
     annotation = information.annotation
     names = [getattr(t, "__name__", str(t)) for t in typing.get_args(annotation)] or [

@@ -127,8 +127,8 @@ class Encoder:
         spoken = _spoken(messages)
         own = messages[0].content if messages and messages[0].role == "system" else self.system
         parts, supervised = [self._opening(own, spoken)], []
-        context = conversation.meta.get(CONTEXT, 0)
-        position = len(parts[0])
+        context, cut_turns = conversation.meta.get(CONTEXT, 0), conversation.cut_turns
+        position, before = len(parts[0]), len(messages) - len(spoken)
         for i, (message, (ids, header)) in enumerate(zip(spoken, tokens, strict=True)):
             after = self._after(message.role, spoken[i + 1].role if i + 1 < len(spoken) else None)
             begin, end = self._frame_ids(message.role)
@@ -136,7 +136,8 @@ class Encoder:
             start = position + 1 + header
             position += len(ids) + 2
             if self.supervise in (message.role, "both") and i >= context:
-                supervised.append((start, position))  # the end token learns with its turn
+                # The end token learns with its turn, but not where the turn was cut: nobody stopped there.
+                supervised.append((start, position - (before + i in cut_turns)))
             position += len(after)
         input_ids = np.concatenate(parts)
         labels = np.full(len(input_ids), IGNORED, dtype=np.int32)

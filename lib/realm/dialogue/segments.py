@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Conversation, Message
+from realm.conversations.conversation import CONTEXT, ENDS_SESSION, PLACE, SESSION, Conversation, Message
 from realm.dialogue.encoder import Encoder, with_ending
 
 MORE_BY_CUTTING = 4  # tokens that a text may gain when it is cut inside a word
@@ -43,13 +43,33 @@ def _in_context(whole: Conversation, segment: Conversation, place: int, encoder:
     if not encoder.context or [m.role for m in turns] != ["assistant", "user"]:
         return segment
     before = Message("assistant", encoder.last_tokens(turns[0].content, encoder.context))
-    return replace(segment, messages=(before, *segment.messages), meta=segment.meta | {CONTEXT: 1})
+    shown = segment.with_turns(range(len(segment.messages)), before=[before])
+    return replace(shown, meta=shown.meta | {CONTEXT: 1})
 
 
 def without_context(segment: Conversation) -> Conversation:
-    """A segment's own turns alone."""
-    meta = {key: value for key, value in segment.meta.items() if key != CONTEXT}
-    return replace(segment, messages=segment.messages[segment.meta.get(CONTEXT, 0) :], meta=meta)
+    """A segment's own turns alone; none are left of an ending that stands alone."""
+    own = segment.with_turns(range(segment.meta.get(CONTEXT, 0), len(segment.messages)))
+    return replace(own, meta={key: value for key, value in own.meta.items() if key != CONTEXT})
+
+
+def ending_alone(segment: Conversation, encoder: Encoder) -> Conversation | None:
+    """What a closing answer without a human turn still teaches: that the human has nothing more to say. None if the end
+    of its session is not known or not learned.
+
+    The answer is shown like any answer before a segment, by its end, so that its length does not tell that it was the
+    last; where ``encoder.context`` is 0, as much of it as fits.
+    """
+    if not encoder.ending or not segment.meta.get(ENDS_SESSION) or segment.messages[-1].role != "assistant":
+        return None
+    [frames] = encoder.turn_lengths([Conversation("frames", (Message("assistant", ""), Message("user", "")))])
+    room = encoder.max_length - encoder.system_length("assistant") - sum(frames) - MORE_BY_CUTTING
+    shown = min(encoder.context or room, room)
+    if shown < 1:
+        return None
+    answer = Message("assistant", encoder.last_tokens(segment.messages[-1].content, shown))
+    bare = segment.with_turns([], before=[answer])
+    return replace(bare, meta=bare.meta | {CONTEXT: 1})
 
 
 def _own_turns(conversation: Conversation, lengths: list[int]) -> list[int]:
@@ -76,19 +96,22 @@ def _segments(
 
 
 def cut_apart(conversation: Conversation, groups: Sequence[Sequence[int]]) -> list[Conversation]:
-    """A conversation's segments from the indices of their turns; only the last one may end the session."""
+    """A conversation's segments from the indices of their turns; only the last one may end the session. ``meta`` says
+    where in it they stand."""
     if len(groups) == 1 and len(groups[0]) == len(conversation.messages):
         return [conversation]
-    inside = {k: v for k, v in conversation.meta.items() if k != ENDS_SESSION} | {"session": conversation.session}
-    ending = {ENDS_SESSION: True} if conversation.meta.get(ENDS_SESSION) else {}
+    inside = {k: v for k, v in conversation.meta.items() if k != ENDS_SESSION} | {SESSION: conversation.session}
     return [
-        Conversation(
-            f"{conversation.id}/{number}",
-            tuple(conversation.messages[i] for i in group),
-            inside | (ending if group[-1] == len(conversation.messages) - 1 else {}),
-        )
-        for number, group in enumerate(groups)
+        _part(replace(conversation, meta=inside), conversation, number, group) for number, group in enumerate(groups)
     ]
+
+
+def _part(inside: Conversation, whole: Conversation, number: int, group: Sequence[int]) -> Conversation:
+    part = inside.with_turns(group)
+    meta = part.meta | {PLACE: whole.meta.get(PLACE, 0) + group[0]}
+    if whole.meta.get(ENDS_SESSION) and group[-1] == len(whole.messages) - 1:
+        meta[ENDS_SESSION] = True
+    return replace(part, id=f"{whole.id}/{number}", meta=meta)
 
 
 def _units(conversation: Conversation, lengths: list[int], room: int) -> Iterator[list[int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from realm.cleaning.duplicates import CLUSTER
 from realm.conversations.conversation import Conversation
 from realm.conversations.readers import load_conversations
-from realm.core.errors import OneLineError
+from realm.core.errors import OneLineError, TooFewError
 from realm.core.files import ArtefactError, file_sha256, read_json
 from realm.core.manifest import TRAINED_ON
 
@@ -94,6 +94,15 @@ def held_out(conversations: Sequence[Conversation], seen: Seen) -> tuple[list[Co
         if not why:
             kept.append(conversation)
     return kept, len(conversations) - len(kept)
+
+
+def require_some(conversations: Sequence[Conversation], key: str) -> None:
+    """Raise TooFewError, naming the profile's ``key``, where nothing is held out that could be evaluated."""
+    if not conversations:
+        raise TooFewError(
+            f"{key}: the test split holds 0 conversations to evaluate; raise data_inspection.test_share "
+            "or give more conversations in data_inspection.source"
+        )
 
 
 def require_held_out(conversations: Iterable[Conversation], seen: Seen) -> None:

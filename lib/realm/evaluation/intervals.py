@@ -19,11 +19,11 @@ def bootstrap(
     """Percentile interval (95 %) of ``statistic(*samples, axis=-1)``, resampling the rows of all samples together.
 
     ``samples``: one or more arrays of length n, paired by position (row i is conversation i in each).
-    Raises ValueError for fewer than two rows: no interval can be told from one conversation.
+    From one conversation no interval can be told: both limits are NaN then, and ``Metrics`` records none.
     """
     arrays = [np.asarray(s, dtype=float) for s in samples]
     if len(arrays[0]) < 2:
-        raise ValueError("a bootstrap interval needs at least two conversations")
+        return math.nan, math.nan
     result = stats.bootstrap(
         arrays,
         statistic,

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Conversation, Message
+from realm.core.errors import TooFewError
 from realm.core.seeds import turn_seed
 from realm.evaluation.intervals import auc_interval, bootstrap, drawn_within_classes, mean_interval
 from realm.serving.client import Client
@@ -42,19 +43,28 @@ class Measure:
     n: int
 
 
-def human_first_turns(conversations: Sequence[Conversation], count: int, seed: int) -> list[str]:
-    """Opening turns of ``count`` sessions, one each, in a seeded order: no session counts twice.
-
-    Raises ValueError if there are too few sessions.
-    """
+def opening_turns(conversations: Sequence[Conversation], at_most: int, seed: int) -> list[str]:
+    """Opening human turns, one a session, in a seeded order: no session counts twice."""
     openings: dict[str, str] = {}
     for conversation in filter(lambda c: c.opens_session, conversations):
-        openings.setdefault(conversation.session, conversation.messages[0].content)
+        openings.setdefault(conversation.session, conversation.turns("user")[0])
     sessions = sorted(openings)
-    if len(sessions) < count:
-        raise ValueError(f"{count} first turns asked for, the test split has {len(sessions)} sessions that show theirs")
     order = np.random.default_rng(seed).permutation(len(sessions))
-    return [openings[sessions[i]] for i in order[:count]]
+    return [openings[sessions[i]] for i in order[:at_most]]
+
+
+def two_human_groups(conversations: Sequence[Conversation], size: int, seed: int) -> tuple[list[str], list[str]]:
+    """Opening turns of two disjoint groups of ``size`` sessions: whom simulators are compared with, and the floor.
+
+    Raises TooFewError if there are fewer sessions.
+    """
+    found = opening_turns(conversations, 2 * size, seed)
+    if len(found) < 2 * size:
+        raise TooFewError(
+            f"two groups of {size} human openings asked for, {len(found)} sessions of the test split show theirs; "
+            "lower simulator_realism.conversations (to 10 at least) or raise data_inspection.test_share"
+        )
+    return found[:size], found[size:]
 
 
 async def simulated_first_turns(client: Client, simulator: Simulator, count: int, seed: int) -> list[str]:

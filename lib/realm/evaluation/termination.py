@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from realm.core.errors import TooFewError
 from realm.core.metrics import Metrics
 from realm.evaluation.intervals import auc, auc_interval, bootstrap, drawn_by_group
 from realm.evaluation.user_turns import TurnScores
@@ -31,12 +32,16 @@ class Termination:
 
 def termination(scores: TurnScores, seed: int) -> Termination:
     """The threshold on the probability of an ending is chosen on one half of the sessions and used on the
-    other, both ways round. Raises ValueError if no held-out session shows its end, or all places are ends."""
+    other, both ways round. Raises TooFewError if no held-out session shows its end, or all places are ends, or
+    one half has none."""
     after_answer = scores.number > 0
     row, truth, score = scores.row[after_answer], scores.over[after_answer], scores.end_logp[after_answer]
-    if not truth.any() or truth.all():
-        raise ValueError("termination needs places where sessions end and places where they go on")
     half = row % 2 == 0
+    if not truth.any() or truth.all() or half.all() or not half.any():
+        raise TooFewError(
+            f"{truth.sum()} of {len(truth)} known places are ends of sessions: to judge endings takes both kinds, in "
+            "more sessions; raise usergpt_sft.test_conversations"
+        )
     says = np.zeros(len(row), dtype=bool)
     for fit, use in ((half, ~half), (~half, half)):
         says[use] = score[use] >= _best_threshold(score[fit], truth[fit])

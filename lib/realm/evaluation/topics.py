@@ -10,6 +10,8 @@ from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.manifold import TSNE
 
+from realm.core.errors import TooFewError
+
 TERMS = 3
 
 
@@ -18,10 +20,10 @@ def topic_map(texts: Sequence[str], embeddings: np.ndarray, topics: int, seed: i
 
     ``embeddings``: (n, d), normalized, one a text. k-means on them; a topic's name is its 3 terms of highest
     class-based TF-IDF (Grootendorst 2022, BERTopic); the plane is t-SNE's (van der Maaten and Hinton 2008), where
-    near points are alike and distances between clusters mean little. Raises ValueError for fewer texts than topics.
+    near points are alike and distances between clusters mean little. Raises TooFewError for fewer texts than topics.
     """
     if len(texts) < topics:
-        raise ValueError(f"{topics} topics of {len(texts)} texts: lower data_inspection.topics or raise topic_turns")
+        raise TooFewError(f"no map of topics: {len(texts)} opening turns, {topics} in data_inspection.topics")
     labels = KMeans(topics, n_init=4, random_state=seed).fit_predict(embeddings)
     names = topic_terms(texts, labels)
     spread = min(30.0, (len(texts) - 1) / 3)
@@ -34,6 +36,8 @@ def topic_terms(texts: Sequence[str], labels: np.ndarray) -> dict[int, str]:
     documents = [" ".join(t for t, own in zip(texts, labels, strict=True) if own == k) for k in range(labels.max() + 1)]
     # Two letters at least, no digits: numbers name no topic.
     counter = CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{2,}\b")
+    if not any(map(counter.build_analyzer(), documents)):
+        return {k: f"{k + 1} (no words)" for k in range(len(documents))}
     counts = counter.fit_transform(documents).toarray()
     per_cluster = counts.sum(axis=1, keepdims=True)
     weights = counts / np.maximum(per_cluster, 1) * np.log(1 + per_cluster.mean() / counts.sum(axis=0))

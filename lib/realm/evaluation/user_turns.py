@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from realm.conversations.conversation import ENDS_SESSION, Conversation, Message
+from realm.conversations.conversation import ENDS_SESSION, PLACE, Conversation, Message
+from realm.core.errors import TooFewError
 from realm.core.metrics import Metrics
 from realm.core.seeds import unit_hash
 from realm.dialogue.encoder import IGNORED, Encoder
@@ -62,31 +63,33 @@ class TurnScores:
 def held_out_segments(
     conversations: Sequence[Conversation], encoder: Encoder, count: int, seed: int
 ) -> list[Conversation]:
-    """One segment of each of ``count`` sessions, drawn by hash; none whose turns are cut at ``max_length``.
+    """One segment of each of ``count`` sessions, drawn by hash; none whose turns are cut at ``max_length``, and none
+    without a human turn to score.
 
-    Those that another segment of their session follows say so in ``meta[GOES_ON]``.
+    Those that another segment of their session follows say so in ``meta[GOES_ON]``. Raises TooFewError for fewer
+    than two: nothing could be compared.
     """
     sessions: dict[str, list[Conversation]] = {}
     for conversation in conversations:
         sessions.setdefault(conversation.session, []).append(conversation)
     draw = lambda key: unit_hash(f"held out:{seed}:{key}")  # noqa: E731
+    place = lambda segment: segment.meta.get(PLACE, 0)  # noqa: E731
     chosen: list[Conversation] = []
     # Sessions first, then a segment of each: drawing segments at once would favour sessions that have many.
     for session in sorted(sessions, key=draw):
-        segments = sorted(sessions[session], key=lambda c: draw(c.id))
+        segments = sorted((c for c in sessions[session] if c.turns("user")), key=lambda c: draw(c.id))
         whole = next((c for c in segments if (row := encoder.encode(c)).supervised and not row.cut), None)
         if whole is not None:
-            goes_on = _place(whole) < max(map(_place, segments))
+            goes_on = place(whole) < max(map(place, sessions[session]))
             chosen.append(replace(whole, meta=whole.meta | ({GOES_ON: True} if goes_on else {})))
         if len(chosen) == count:
             break
+    if len(chosen) < 2:
+        raise TooFewError(
+            f"usergpt_sft.test_conversations: {count} held-out sessions asked for, {len(chosen)} of {len(sessions)} in "
+            "the test split have a segment that fits; raise data_inspection.test_share or dialogue.max_length"
+        )
     return chosen
-
-
-def _place(segment: Conversation) -> int:
-    """Which segment of its session it is, as ``segments.cut_apart`` numbers them."""
-    number = segment.id.rpartition("/")[2]
-    return int(number) if number.isdecimal() else 0
 
 
 def with_outcome(conversation: Conversation) -> Conversation:

@@ -58,6 +58,14 @@ PUBLISHED = {
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": Architecture(24, 2048, 8192, 32, 32, 49152, tied=True),
     "smollm2-135m": Architecture(30, 576, 1536, 9, 3, 49152, tied=True),
 }
+# Of the same files: max_position_embeddings.
+PUBLISHED_POSITIONS = {
+    "huggyllama/llama-7b": 2048,
+    "meta-llama/Llama-2-7b-hf": 4096,
+    "meta-llama/Llama-2-7b-chat-hf": 4096,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 8192,
+    "smollm2-135m": 8192,
+}
 
 
 def architecture(name: str) -> Architecture:
@@ -67,14 +75,30 @@ def architecture(name: str) -> Architecture:
     """
     if name in PUBLISHED:
         return PUBLISHED[name]
-    path = Path(name) / "config.json"
-    path = path if path.is_file() else _in_hub_cache(name)
+    path = _config_of(name)
     if path is None:
         raise UnknownArchitecture(f"{name}: its shape is not known before it is fetched")
     try:
         return _from_config(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UnknownArchitecture(f"{name}: config.json does not describe a LLaMA ({error})") from None
+
+
+def positions(name: str) -> int | None:
+    """How many tokens a model can hold, from where ``architecture`` looks; None where that is not known."""
+    if name in PUBLISHED_POSITIONS:
+        return PUBLISHED_POSITIONS[name]
+    path = _config_of(name)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings") if path else None
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _config_of(name: str) -> Path | None:
+    path = Path(name) / "config.json"
+    return path if path.is_file() else _in_hub_cache(name)
 
 
 def _in_hub_cache(name: str) -> Path | None:

@@ -1,7 +1,8 @@
 """Before a run is paid for: parameters, memory, tokens, steps and time of a fine-tune, from its profile alone.
 
-No weights are loaded and nothing is fetched. The CPU's time is held against the measured reference run by
-tests; times and memory on GPUs are estimates that no run has tested.
+No weights are loaded and nothing is fetched. The CPU's time is held against the measured reference run by tests, the
+memory of a sharded fine-tune against the tensors of its very passes (``tests/sharded_memory.py``); times on GPUs are
+estimates that no run has tested.
 """
 
 from __future__ import annotations
@@ -46,15 +47,20 @@ GPUS = {
     "A100 80 GB": Device(312e12, 80, (0.2, 0.5)),
     "H100 80 GB": Device(989e12, 80, (0.2, 0.5)),
 }
+# Assumed, not measured: what the CUDA context and NCCL take of a card, and the share that the allocator's holes take.
+LIBRARIES_GIB, HOLES = 1.5, 0.1
 
 
 def memory(shape: Architecture, config: SFT, length: int, share: float, processes: int, width: int) -> dict[str, float]:
     """Bytes on each device at the peak of a step over rows of ``length`` tokens; ``width``: bytes of the compute dtype.
 
-    ``full`` is sharded over ``processes`` (FSDP), adapters are repeated on each (DDP). Tensors alone: libraries, the
-    CUDA context and the allocator's fragments come on top; benchmarks/training.py measures the peaks of processes.
+    ``full`` is sharded over ``processes`` (FSDP), adapters are repeated on each (DDP). Gradients are shared out after
+    each micro-batch: none holds the whole one, which would be ``width`` bytes a parameter more. Tensors alone:
+    libraries, the CUDA context and the allocator's holes come on top (``fits``); benchmarks/training.py measures the
+    peaks of processes.
     """
     full, tokens = config.method == "full", config.batch_size * length
+    sharded = full and processes > 1
     trained = shape.parameters if full else shape.adapter(config.lora_rank)
     other = shape.parameters - shape.linear
     weights = {
@@ -64,7 +70,8 @@ def memory(shape: Architecture, config: SFT, length: int, share: float, processe
     }[config.method]
     hidden, intermediate = ACTIVATION_BYTES["full" if full else "adapter", width]
     layer = tokens * (hidden * shape.hidden + intermediate * shape.intermediate)
-    kept = tokens * shape.hidden * (4 if full else width)  # the layer's input, all that checkpointing keeps
+    # The layer's input, all that checkpointing keeps: under autocast what layers hand on stays float32.
+    kept = tokens * shape.hidden * (4 if full and not sharded else width)
     supervised = tokens * share  # the head is applied there alone
     return {
         "weights": weights,
@@ -79,12 +86,20 @@ def memory(shape: Architecture, config: SFT, length: int, share: float, processe
 def _working_copy(shape: Architecture, processes: int, width: int) -> float:
     """What a full fine-tune holds beside its float32 weights.
 
-    Sharded: embedding, head and two layers (one computes, one is fetched), gathered. On one device: the bfloat16
-    copies that autocast keeps.
+    Sharded, the most of: embedding, head and two layers gathered, one that computes and one that is fetched; a layer
+    gathered while the next one is, with its gradient and what of it is shared out; embedding or head likewise, and
+    where they are one, with two gradients. On one device: the bfloat16 copies that autocast keeps.
     """
     if processes == 1:
         return 0 if width == 4 else width * shape.parameters
-    return width * (shape.parameters - shape.linear + 2 * shape.linear / shape.layers)
+    layer = shape.linear / shape.layers
+    gathered = shape.parameters - shape.linear + 2 * layer
+    return width * max(gathered, 4 * layer, (4 if shape.tied else 3) * shape.head)
+
+
+def fits(size: float, device: Device) -> bool:
+    """Whether ``size`` bytes of tensors leave room on ``device`` for libraries and the allocator's holes."""
+    return size / GIB <= (1 - HOLES) * device.gib - LIBRARIES_GIB
 
 
 def stage_flops(shape: Architecture, config: SFT, load: Workload) -> float:
@@ -130,20 +145,23 @@ def stage_rows(profile: Profile, block: str, measured: Mapping[str, float], gpus
     processes = gpus or (FULL_GPUS if on_gpu and config.method == "full" else 1)
     shape, load = architecture(config.base_model), workload(profile, block, measured)
     parts = memory(shape, config, profile.dialogue.max_length, load.share, processes, 2 if on_gpu else 4)
-    total, flops = sum(parts.values()) / GIB, stage_flops(shape, config, load)
+    total, flops = sum(parts.values()), stage_flops(shape, config, load)
+    # The notebook compares before and after on one device, where nothing else is then.
+    whole = 4 * shape.parameters if config.method == "full" else 0
     trained = shape.parameters if config.method == "full" else shape.adapter(config.lora_rank)
     rows = {
         "parameters": f"{shape.parameters + (0 if config.method == 'full' else trained):,}",
         "trained": f"{trained:,}",
         "method, processes": f"{config.method}, {processes}",
         **{f"GiB per device: {name}": f"{size / GIB:.2f}" for name, size in parts.items()},
-        "GiB per device: total": f"{total:.2f}",
+        "GiB per device: total": f"{total / GIB:.2f}",
+        **({"GiB on one, to compare": f"{whole / GIB:.2f}"} if whole and processes > 1 else {}),
         "training tokens, at most": f"{config.epochs * load.tokens:,}",
         "optimizer steps": f"{'>= ' if load.few_segments else ''}{optimizer_steps(config, load.segments, processes):,}",
     }
     for name, device in (GPUS if on_gpu else CPU).items():
         span = " to ".join(map(_duration, seconds(flops, device, processes)))
-        rows[f"time, {name}"] = span if total < device.gib else "does not fit"
+        rows[f"time, {name}"] = span if fits(max(total, whole), device) else "does not fit"
     return rows
 
 
@@ -162,5 +180,6 @@ def table(profile: Profile, blocks: list[str], measured: Mapping[str, float], gp
     ]
     head = "   " + " " * 34 + "".join(f"{block:>20s}" for block in columns)
     if columns:
-        notes.append("   memory is that of tensors; libraries and the allocator's fragments come on top")
+        room = f"{LIBRARIES_GIB} GiB and {HOLES:.0%} of a card"
+        notes.append(f"   memory is that of tensors; what fits leaves {room} for libraries and the allocator's holes")
     return "\n".join([HEADING, *([head] if columns else []), *lines, *notes])

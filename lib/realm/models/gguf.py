@@ -46,6 +46,17 @@ def _tokenizer_kind(gguf: Path) -> tuple[str, str | None, bool]:
     )
 
 
+def stated_licence(gguf: Path) -> str | None:
+    """The licence that a GGUF file names in its own metadata; None where it names none or cannot be read."""
+    from gguf import GGUFReader
+
+    try:
+        field = GGUFReader(gguf).get_field("general.license")
+    except (OSError, ValueError, IndexError, KeyError):
+        return None
+    return str(field.contents()) if field else None
+
+
 def export_gguf(model_folder: Path, vocabulary: Path | None, target: Path) -> Path:
     """Write a LLaMA-architecture model as GGUF (matrices Q8_0, norms float32) unless ``target`` is newer.
 

@@ -28,11 +28,13 @@ def write_model_card(
     seed: int,
     licence: str | None = None,
     commit: str = "",
+    answers_by: str = "",
 ) -> Path:
     """Write ``README.md`` with a Hub front matter into ``folder``, a saved adapter or a saved model; returns its path.
 
     ``template``: the chat template as the tokenizer carries it; ``flipped``: whether it makes the model the user;
-    ``data``: input -> SHA-256; ``licence``: the base model's, None where it is not known. Names of local folders are
+    ``data``: input -> SHA-256; ``licence``: the base model's, None where it is not known;
+    ``answers_by``: the model that wrote what was trained on, where one did. Names of local folders are
     cut to their last part and keys are redacted, so that the card may be published. Raises ArtefactError if the folder
     cannot be written.
     """
@@ -50,6 +52,7 @@ def write_model_card(
         library=library,
         licence=licence,
         commit=commit,
+        answers_by=answers_by,
         seed=seed,
         config=config,
         dialogue=dialogue,

@@ -46,6 +46,8 @@ def workload(profile: Profile, block: str, measured: Mapping[str, float]) -> Wor
         segments, basis = talks * ceil(context / longest), f"{talks:,} conversations that fill their context"
     else:
         segments, basis = PAPER_SEGMENTS, f"the {PAPER_SEGMENTS:,} segments of the paper's ShareGPT"
+    if own := config.own_split:
+        segments, basis = ceil(segments * own.train_share), f"{own.train_share:.0%} of {basis}"
     tokens, budget = round(segments * length), config.max_train_tokens
     cut = budget is not None and budget < tokens
     if cut:

@@ -13,16 +13,20 @@ from typing import Any
 from realm.core.errors import exit_code, note
 from realm.core.files import ArtefactError
 from realm.core.metrics import Metrics
-from realm.core.profile import SFT, Profile, ProfileError, load_profile, run_folder
+from realm.core.profile import SFT, Profile, ProfileError, load_profile, profile_path, run_folder
 from realm.core.secrets import register_secret
-from realm.models import estimate
+from realm.models import assets, estimate
 from realm.pipeline import marks, stages
+from realm.pipeline.checks import HERE, STOPS, Finding, findings
+from realm.pipeline.counts import counts_of
 from realm.pipeline.identity import made_of
 from realm.pipeline.runner import run_lock, run_stage
 from realm.pipeline.stages import Stage, stage_by_number
 from realm.pipeline.tidy import tidy
 from realm.reporting.report import REFERENCE_PROFILE, publish, write_report
 from realm.serving.words import in_few
+
+CHECKED = "checks of counts, lengths, memory, keys and programs; found:"
 
 
 def describe(stage: Stage, profile: Profile, folder: Path, force: bool) -> str:
@@ -61,15 +65,34 @@ def estimates(chosen: list[Stage], profile: Profile, folder: Path, gpus: int | N
     return estimate.table(profile, blocks, measured, gpus) if blocks else ""
 
 
+def check(chosen: list[Stage], given: argparse.Namespace, profile: Profile, folder: Path) -> list[Finding]:
+    """What would stop those of ``chosen`` that are not done. Data are counted for a dry run alone: a run itself counts
+    them in notebook 01, and is checked again after that."""
+    left = [s for s in chosen if given.force or _changes(s, profile, folder) != []]
+    first = stages.STAGES[0]
+    counted = _changes(first, profile, folder) == []
+    count = lambda: counts_of(profile, folder, counted) if counted or given.dry_run else None  # noqa: E731
+    return findings(profile, left, count, given.gpus)
+
+
+def refuse(found: list[Finding], profile: str, kinds: tuple[str, ...]) -> None:
+    """Raise ProfileError with the first of the findings of these ``kinds``, if there is one."""
+    stops = [f for f in found if f.kind in kinds]
+    if stops:
+        more = f" (and {len(stops) - 1} more; see --dry-run)" if len(stops) > 1 else ""
+        raise ProfileError(f"{profile_path(profile)}: {stops[0]}{more}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m realm.pipeline", description="Run or describe stages.")
     parser.add_argument("--profile", default="cpu", help="a name in profiles/, or the path of a YAML file")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--stage", help="01 to 06")
     what.add_argument("--all", action="store_true", help="run the stages in order")
-    parser.add_argument("--from", dest="first", default="01", help="with --all or --dry-run: from this stage on")
+    parser.add_argument("--from", dest="first", default="01", help="with --all, --dry-run, --check: from this stage")
     parser.add_argument("--force", action="store_true", help="run it even if nothing changed")
-    parser.add_argument("--dry-run", action="store_true", help="validate, describe and estimate, run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="validate, describe, estimate and check, run nothing")
+    parser.add_argument("--check", action="store_true", help="end with an error if something would stop the run here")
     parser.add_argument(
         "--gpus", type=int, help="with --dry-run: GPUs to estimate for (default: 4 for a full fine-tune, else 1)"
     )
@@ -84,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _dispatch(given: argparse.Namespace) -> None:
     profile, folder = load_profile(given.profile), run_folder(given.profile)
-    for endpoint in profile.endpoints():
+    for endpoint in profile.endpoints().values():
         register_secret(os.environ.get(endpoint.api_key_env or ""))
     if given.gpus is not None and given.gpus < 1:
         raise ProfileError(f"--gpus {given.gpus}: at least 1")
@@ -92,13 +115,18 @@ def _dispatch(given: argparse.Namespace) -> None:
         raise ProfileError("--yes: goes with --tidy alone")
     first = stage_by_number(given.first).number
     later = [s for s in stages.STAGES if s.number >= first]
-    if given.dry_run:
+    if given.dry_run or given.check:
         chosen = [stage_by_number(given.stage)] if given.stage else later
+        if given.check:
+            return refuse(check(chosen, given, profile, folder), given.profile, (STOPS, HERE))
         for stage in chosen:
             print(describe(stage, profile, folder, given.force))
+        print(assets.to_fetch(profile))
+        found = check(chosen, given, profile, folder)
+        print("\n".join([CHECKED, *(f"   {f.kind}: {f}" for f in found)]) if found else f"{CHECKED} nothing")
         if text := estimates(chosen, profile, folder, given.gpus):
             print(text)
-        return
+        return refuse(found, given.profile, (STOPS,))
     chosen = [stage_by_number(given.stage)] if given.stage else later if given.all else []
     with run_lock(folder):
         if given.tidy:
@@ -111,6 +139,8 @@ def _dispatch(given: argparse.Namespace) -> None:
             print(f"{stage.number} {stage.notebook:24s} {took}", flush=True)
             if given.report:
                 _report(profile, folder)
+            if given.all and stage is stages.STAGES[0]:  # now against the sessions that are there
+                refuse(check(later[1:], given, profile, folder), given.profile, (STOPS, HERE))
         if given.report and not chosen:
             _report(profile, folder)
         if given.publish:

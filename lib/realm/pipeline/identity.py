@@ -51,7 +51,7 @@ def made_of(stage: Made, profile: Profile, seed: int, folder: Path) -> dict[str,
 
 
 def _own_files(stage: Made, profile: Profile) -> Iterator[str]:
-    """Files of the user's that a profile names, as absolute paths."""
+    """Files and folders of the user's that a profile names, as absolute paths."""
     for name in (profile.data_inspection.source, profile.simulation.seed_source):
         if stage.number in ("01", "03") and name not in assets.ASSETS and Path(name).exists():
             yield str(Path(name).resolve())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from realm.core.files import REPOSITORY, ArtefactError, file_sha256, write_json
 from realm.core.manifest import TRAINED_ON, manifest
 from realm.core.metrics import Metrics
-from realm.core.profile import Profile, ProfileError, load_profile, run_folder
+from realm.core.profile import Endpoint, Profile, ProfileError, load_profile, run_folder
 from realm.models import assets
 from realm.pipeline import marks
 from realm.pipeline.identity import made_of
@@ -143,10 +143,13 @@ class Run:
     def finish(self, asset_names: list[str], trained_on: Sequence[str] = ()) -> Path:
         """Write the manifest, the metrics and, last, the mark that the stage is done; returns the metrics' path.
 
+        Its assets are those named and the GGUF files that the stage's endpoints serve, each with its SHA-256.
         ``trained_on``: artefacts of the run, as ``path`` takes them, that nothing evaluated later may come from.
         """
         values = self.stage.values(self.profile)
-        written = manifest(self.seed, values, assets.hashes(asset_names))
+        served = [e.model for part in self.stage.parts(self.profile).values() for e in _endpoints(part)]
+        known = assets.hashes(asset_names) | assets.gguf_hashes(served)
+        written = manifest(self.seed, values, known)
         write_json(
             self.out / "manifest.json",
             {**written, TRAINED_ON: {name: file_sha256(self.path(name)) for name in trained_on}},
@@ -154,6 +157,15 @@ class Run:
         path = self.metrics.save(self.out)
         marks.finish(self.stage, self.made, self.folder, round(time.monotonic() - self.since, 1))
         return path
+
+
+def _endpoints(part: Any) -> Iterator[Endpoint]:
+    """The endpoints that start a server in a part of a profile."""
+    if isinstance(part, Endpoint):
+        yield from [part] if part.engine != "api" else []
+    elif isinstance(part, BaseModel | dict):
+        for _, inner in part if isinstance(part, BaseModel) else part.items():
+            yield from _endpoints(inner)
 
 
 def open_run(number: str, profile: str, run_dir: str | None = None, seed: int | None = None) -> Run:

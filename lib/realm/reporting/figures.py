@@ -110,7 +110,8 @@ def distributions(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(columns), figsize=(4.6 * len(columns), 3.6), squeeze=False)
         for axis, (label, series) in zip(axes[0], columns.items(), strict=True):
-            top = max(max(v) for v in series.values())
+            series = {name: values for name, values in series.items() if len(values)}
+            top = max((max(v) for v in series.values()), default=1)
             edges = np.geomspace(1, top + 1, 25) if log else np.arange(0.5, top + 1.5)
             edges = np.unique(np.floor(edges)) if log else edges
             for (name, values), color in zip(series.items(), (OURS, ACCENT, SECOND, PUBLISHED), strict=False):

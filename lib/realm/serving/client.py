@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from realm.conversations.conversation import Message
 from realm.core.errors import OneLineError
 from realm.core.profile import Endpoint
 from realm.core.secrets import redact
+from realm.serving.reply import Reply, Voice, finish_of, read_content, read_reasoning, read_reply, separate
 from realm.serving.words import endpoint_words
 
 T = TypeVar("T")
@@ -29,12 +31,14 @@ CHECK_SECONDS = 3  # for a service's list of models; whoever is slower than this
 class EndpointError(OneLineError, RuntimeError):
     """An endpoint that does not do what is asked; one line with address, reason and fix.
 
-    ``kind``: ``unreachable``, ``refused`` (key, permission or model name), ``context`` (too long), ``failed``.
+    ``kind``: ``unreachable``, ``refused`` (key, permission or model name), ``context`` (too long), ``filtered`` (by
+    the service's moderation), ``reasoning`` (nothing else came), ``failed``.
+    ``paid``: the answer that came all the same and cannot be used; its tokens count.
     """
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, kind: str, message: str, paid: Reply | None = None):
         super().__init__(redact(message))
-        self.kind = kind
+        self.kind, self.paid = kind, paid
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,6 @@ class Address:
 
     def __repr__(self) -> str:
         return f"Address({self.model} at {self.base_url})"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer. Token counts are the server's; 0 where it sends none.
-
-    ``cached_tokens``: those of the prompt that it had read before; None where it does not tell.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int | None = None
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -155,23 +145,24 @@ class Client:
         """
         async with self._gate, self._server(conversation) as server:
             try:
-                answer = await server.chat.completions.create(
+                answer = await server.chat.completions.with_raw_response.create(
                     **self._request(messages, seed, temperature, max_new_tokens)
                 )
             except openai.OpenAIError as error:
                 raise self._explain(error) from None
-            except ValueError:  # the package lets a body that is no JSON through as it is
-                raise EndpointError("failed", f"{self._name}: sent an answer that is no valid JSON") from None
         try:
-            choice, usage = answer.choices[0], answer.usage
-            text = choice.message.content
-        except (AttributeError, IndexError, TypeError):  # the package checks the shape of nothing
-            text = None
-        if not isinstance(text, str):
-            raise EndpointError("failed", f"{self._name}: sent an answer without text")
-        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
-        return Reply(text, choice.finish_reason or "", *counts, cached)
+            reply, has_text = read_reply(json.loads(answer.text))
+        except (ValueError, AttributeError):
+            raise EndpointError("failed", f"{self._name}: sent an answer without text") from None
+        if reply.finish == "content_filter":
+            raise EndpointError("filtered", f"{self._name}: its content filter ended the answer", reply)
+        if not reply.text and reply.reasoning:
+            cut = f"the limit of {max_new_tokens or self.endpoint.max_new_tokens} tokens was used up by reasoning"
+            why = f"{cut}; raise max_new_tokens" if reply.cut else "it reasoned and said nothing"
+            raise EndpointError("reasoning", f"{self._name}: {why}", reply)
+        if not has_text:
+            raise EndpointError("failed", f"{self._name}: sent an answer without text", reply)
+        return reply
 
     @contextlib.asynccontextmanager
     async def _server(self, conversation: str | None) -> AsyncIterator[openai.AsyncOpenAI]:
@@ -186,12 +177,13 @@ class Client:
         finally:
             self._busy[number] -= 1
 
-    async def stream(self, messages: Sequence[Message], seed: int, hear: Callable[[str], None]) -> str:
-        """One completion, each piece given to ``hear`` as it comes; returns the finish reason.
+    async def stream(self, messages: Sequence[Message], seed: int, hear: Callable[[str], None]) -> Reply:
+        """One completion, each spoken piece given to ``hear`` as it comes; returns it whole, without token counts.
 
         Ended when cancelled, at the server too. Raises EndpointError, also in the middle of an answer.
         """
-        heard, reason = False, ""
+        voice, thought, reason, came = Voice(), "", "", False
+        tell = lambda piece: hear(piece) if piece else None  # noqa: E731
         try:
             async with (
                 self._gate,
@@ -199,16 +191,21 @@ class Client:
             ):
                 async for chunk in answer:
                     for choice in chunk.choices or ():  # a chunk that only counts tokens has none
-                        heard, reason = True, choice.finish_reason or reason
-                        if choice.delta.content:
-                            hear(choice.delta.content)
+                        came, reason = True, getattr(choice, "finish_reason", None) or reason
+                        delta = getattr(choice, "delta", None)  # the last chunk of some services has none
+                        said = delta.model_dump() if delta is not None else {}
+                        text, inner = read_content(said.get("content"))
+                        thought += read_reasoning(said) or inner
+                        tell(voice.hear(text or ""))
         except openai.OpenAIError as error:
-            if heard and isinstance(error, openai.APIConnectionError):
+            if came and isinstance(error, openai.APIConnectionError):
                 raise EndpointError("unreachable", f"{self._name}: broke off in the middle of an answer") from None
             raise self._explain(error) from None
-        if not heard:
+        if not came:
             raise EndpointError("failed", f"{self._name}: sent an answer without text")
-        return reason
+        tell(voice.end())
+        text, marked = separate(voice.whole)
+        return Reply(text, finish_of(reason), reasoning=thought + marked)
 
     def _request(
         self,

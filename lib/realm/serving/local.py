@@ -17,12 +17,14 @@ from pathlib import Path
 
 from joblib import cpu_count
 
+from realm.core.files import REPOSITORY
 from realm.core.profile import Endpoint
 from realm.core.secrets import register_secret
 from realm.models import assets
 from realm.models.gguf import export_gguf
 from realm.serving import llama_cpp
 from realm.serving.client import Address, Client, EndpointError
+from realm.serving.untrained import untrained
 from realm.serving.words import endpoint_words
 
 START_SECONDS = 300
@@ -58,7 +60,9 @@ def reach(endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, 
     if endpoint.engine == "api":
         yield Address(endpoint.base_url, endpoint.model, _key_from(endpoint.api_key_env))
         return
-    folder, vocabulary = resolve_model(endpoint.model, run_folder)
+    # A GGUF file is served as it is, whatever its architecture.
+    served = assets.gguf_of(endpoint.model) if endpoint.engine == "llama.cpp" else None
+    folder, vocabulary = (served, None) if served else resolve_model(endpoint.model, run_folder)
     with local_server(endpoint, folder, vocabulary, log_folder / f"{role}.log", share=share) as address:
         yield address
 
@@ -73,34 +77,36 @@ def _key_from(variable: str | None) -> str:
 
 
 def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
-    """(model folder, GGUF with its vocabulary or None) of an asset, a folder, or ``stage:02_usergpt_sft``.
-
-    Raises EndpointError if the stage has not run.
-    """
-    if not name.startswith("stage:"):
+    """(model folder, GGUF with its vocabulary or None) of an asset, a folder, ``stage:02_usergpt_sft``, or
+    ``base:02_usergpt_sft``: what that stage started from, served as what it became."""
+    kind, _, of = name.partition(":")
+    if kind not in ("stage", "base"):
         return assets.model(name), assets.gguf_of(name)
-    stage = Path(run_folder) / name.removeprefix("stage:")
+    stage = Path(run_folder) / of
     merged = stage / "merged"
     note = stage / "base_model.txt"
     for path in (merged, note):
         if not path.exists():
             raise EndpointError("failed", f"{path}: missing; run the stage that trains this model first")
-    return merged, assets.gguf_of(note.read_text(encoding="utf-8").strip())
+    base = note.read_text(encoding="utf-8").strip()
+    return untrained(stage, base) if kind == "base" else merged, assets.gguf_of(base)
 
 
 @contextlib.contextmanager
 def local_server(
     endpoint: Endpoint, folder: Path, vocabulary: Path | None, log: Path, *, share: int = 1
 ) -> Iterator[Address]:
-    """Serve a model folder on free loopback ports, by one process; yields when it is healthy, and always ends it.
+    """Serve a model folder, or a GGUF file, on free loopback ports; yields when it is healthy, and always ends it.
 
     It ends with this process, however this one ends. Raises EndpointError with the log's last line and its place
     if the server does not come up.
     """
     key = secrets.token_urlsafe(24) if endpoint.engine in ENGINES_WITH_KEYS else ""
     # The other engines batch in one server, which has all cores of the endpoint, as for one request.
-    at_once = endpoint.concurrency if endpoint.engine == "llama.cpp" else 1
-    division = llama_cpp.division(at_once, cpu_count(), share)
+    if endpoint.engine == "llama.cpp":
+        division = llama_cpp.chosen_division(endpoint.concurrency, cpu_count(), share)
+    else:
+        division = llama_cpp.division(1, cpu_count(), share)
     ports = _free_ports(division.servers)
     command, name = _command(endpoint, folder, vocabulary, ports, division)
     environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
@@ -110,6 +116,8 @@ def local_server(
         hub = assets.cache_folder() / "hub"
         hub.mkdir(parents=True, exist_ok=True)
         environment |= {"HF_HUB_CACHE": str(hub), "OMP_NUM_THREADS": str(division.threads)}
+    if endpoint.environment:  # what its program builds at run time, it builds with its own tools
+        environment["PATH"] = f"{_programs(endpoint.environment)}{os.pathsep}{environment.get('PATH', '')}"
     with log.open("wb") as output:
         guard = subprocess.Popen(
             [sys.executable, "-m", "realm.serving.child", *command],
@@ -136,19 +144,21 @@ def _command(
 ) -> tuple[list[str], str]:
     """The engine's command line and the name under which it serves the model."""
     if endpoint.engine == "llama.cpp":
-        # Beside a model of ours; beside the cached asset otherwise: written once either way.
-        gguf = export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
+        # A model of ours is written beside its folder, once.
+        gguf = folder if folder.is_file() else export_gguf(folder, vocabulary, folder / "model-q8_0.gguf")
+        name = (folder.stem if folder.is_file() else folder.name).replace(",", "-")  # a comma would part two names
         options = {
             "--model": gguf,
-            "--name": folder.name,
+            "--name": name,
             "--slots": division.slots,
             "--context-length": endpoint.context_length,
             "--threads": division.threads,
+            **({"--program": division.program} if division.program else {}),
         }
         words = [str(word) for pair in options.items() for word in pair]
-        return [sys.executable, "-m", "realm.serving.llama_cpp", *words, "--ports", *map(str, ports)], folder.name
+        return [sys.executable, "-m", "realm.serving.llama_cpp", *words, "--ports", *map(str, ports)], name
     if endpoint.engine == "transformers":
-        program = _program("transformers")
+        program = program_of(endpoint)
         return [
             program,
             "serve",
@@ -160,7 +170,7 @@ def _command(
             str(ports[0]),
         ], str(folder)
     return [
-        _program("vllm"),
+        program_of(endpoint),
         "serve",
         str(folder),
         "--host",
@@ -171,18 +181,34 @@ def _command(
         folder.name,
         "--max-model-len",
         str(endpoint.context_length),
+        "--gpu-memory-utilization",
+        str(endpoint.gpu_memory_share),
     ], folder.name
 
 
-def _program(name: str) -> str:
-    """The script beside this interpreter, or on the path."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
+def program_of(endpoint: Endpoint) -> str:
+    """The engine's program: in the endpoint's environment, else beside this interpreter or on the path.
+
+    Raises EndpointError with the command that makes such an environment.
+    """
+    name = endpoint.engine
+    if endpoint.environment:
+        beside, found = _programs(endpoint.environment) / name, None
+    else:
+        beside, found = Path(sys.executable).with_name(name), shutil.which(name)
+    found = str(beside) if beside.exists() else found
     if not found:
+        where = f"{beside} is missing" if endpoint.environment else f"the program {name!r} is not installed"
         raise EndpointError(
-            "failed", f"engine {name}: the program {name!r} is not installed; pip install 'realm-repro[gpu]'"
+            "failed",
+            f"engine {name}: {where}; `./run_all.sh --serving-env` makes an environment that has vllm, "
+            "and the endpoint's key `environment` names its folder, .venv-serving",
         )
     return found
+
+
+def _programs(environment: str) -> Path:
+    return REPOSITORY / Path(environment).expanduser() / "bin"
 
 
 def _free_ports(count: int) -> list[int]:
@@ -199,9 +225,7 @@ def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if guard.poll() is not None:
-            raise EndpointError(
-                "unreachable", f"{address.model}: the server ended at start: {_last_line(log)}; see {log}"
-            )
+            raise EndpointError("unreachable", f"{address.model}: the server ended at start: {_reason(log)}; see {log}")
         try:
             while waiting:
                 with urllib.request.urlopen(waiting[0], timeout=5):
@@ -212,6 +236,6 @@ def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path) -> None:
     raise EndpointError("unreachable", f"{address.model}: no sign of health in {START_SECONDS} s; see {log}")
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:200] if lines else "no output"
+def _reason(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    return (llama_cpp.complaint(text) or (text.splitlines() or ["no output"])[-1])[:200]

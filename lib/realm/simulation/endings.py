@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 from realm.core.errors import OneLineError
 
@@ -16,9 +17,23 @@ class EndReason(StrEnum):
     EMPTY_TURN = "empty_turn"
     ANSWERS_AS_ASSISTANT = "answers_as_assistant"
     USER_ENDED = "user_ended"
+    CONTENT_FILTER = "content_filter"
+    REASONING_ONLY = "reasoning_only"
     USER_FAILED = "user_failed"
     RESPONDER_FAILED = "responder_failed"
     BUDGET_SPENT = "budget_spent"
+
+
+# Those of services, not of conversations: the next call asks again, a few times.
+FAILURES = (EndReason.USER_FAILED, EndReason.RESPONDER_FAILED, EndReason.REASONING_ONLY)
+FAILED_ENDINGS_ASKED_AGAIN = 3
+
+
+class Ending(NamedTuple):
+    """How one conversation ends; ``words``: those of the service, or ours, where it did not end by itself."""
+
+    reason: EndReason
+    words: str = ""
 
 
 class SimulationError(OneLineError, RuntimeError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,18 +20,26 @@ from realm.core import profile
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import ChatFormat
 from realm.serving.client import Client, EndpointError, Reply, together
+from realm.serving.counting import TokenCounter
 from realm.simulation import guardrails
 from realm.simulation.breaker import DOWN_AFTER, Breaker
 from realm.simulation.budget import Ledger
-from realm.simulation.endings import EndReason, SimulationError
-from realm.simulation.journal import Attempt, Journal, Standing
+from realm.simulation.endings import FAILURES, Ending, EndReason, SimulationError
+from realm.simulation.journal import KEPT, UNFINISHED, Journal
 from realm.simulation.limits import Limits, speaker
 from realm.simulation.plan import Start
+from realm.simulation.records import Attempt, Standing
 from realm.simulation.simulators import Simulator
 from realm.simulation.standing import exported, standings
 
 RESPONDER_SYSTEM_PROMPT = "You are an artificial intelligence assistant."
 FAILED = {"user": EndReason.USER_FAILED, "assistant": EndReason.RESPONDER_FAILED}
+# kind of an EndpointError -> how it ends the conversation; the others fail it
+ENDINGS = {
+    "context": EndReason.CONTEXT_FULL,
+    "filtered": EndReason.CONTENT_FILTER,
+    "reasoning": EndReason.REASONING_ONLY,
+}
 # Seconds before an endpoint that did not answer is asked again; as many as it takes to call it down.
 PAUSES = tuple(min(2.0**i, 30.0) for i in range(DOWN_AFTER))
 
@@ -52,6 +60,7 @@ class Simulation:
     budget: profile.Budget
     responder_system: str = RESPONDER_SYSTEM_PROMPT
     counted_by: str = ""  # the model whose tokens these are
+    counters: Mapping[str, TokenCounter] = field(default_factory=dict)  # role -> of a server with its own tokenizer
     resumed_turns: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -60,7 +69,8 @@ class Simulation:
         self._breaker = Breaker()
         sides = [c and c.endpoint for c in (self.user, self.responder)]
         whose = (self.simulator, self.format, self.count_tokens, self.responder_system, self.counted_by)
-        self.limits = Limits(self.max_rounds, *sides, *whose)
+        # What a server counts by its own tokenizer is not for us to count.
+        self.limits = Limits(self.max_rounds, *sides, *whose, frozenset(self.counters))
 
     async def run(self, starts: Sequence[Start]) -> list[Conversation]:
         """Hold every conversation to its end; conversations that ended before are taken from the journal.
@@ -69,7 +79,8 @@ class Simulation:
         goes on from there, also of what an earlier budget cut short.
         """
         self.resumed_turns = self.journal.count_turns()
-        self.journal.reopen([EndReason.BUDGET_SPENT])
+        self._failures = self.journal.failures()
+        self.journal.reopen([EndReason.BUDGET_SPENT, *FAILURES], self.journal.asked_again())
         self._ledger = Ledger(self.budget, self.journal.usage())
         # More would only wait, and all would be cut short when the budget is: these keep both sides busy.
         self._room = asyncio.Semaphore(sum(c.endpoint.concurrency for c in self._clients))
@@ -91,82 +102,125 @@ class Simulation:
 
     def _stopped(self, error: EndpointError) -> SimulationError:
         # Those that failed while the endpoint was down did not fail by themselves.
-        self.journal.reopen(FAILED.values(), self._breaker.victims())
+        self.journal.forgive(self._breaker.victims())
         return SimulationError(f"{error}. {self.journal.count_turns()} turns are kept; run again to go on")
 
     async def _hold(self, start: Start, bar: tqdm) -> EndReason:
         async with self._room:
             said = [*start.opening, *self.journal.turns(start.key)]
-            while (reason := self.limits.ending(said)) is None:
+            while (ending := await self._ending(said)) is None:
                 message = await self._next_turn(start, said)
-                if isinstance(message, EndReason):
-                    reason = message
-                    if reason != EndReason.BUDGET_SPENT:  # these are few transactions, not one each
-                        self.journal.end([start.key], reason)
+                if isinstance(message, Ending):
+                    ending = message
+                    if ending.reason != EndReason.BUDGET_SPENT:  # these are few transactions, not one each
+                        self.journal.end([start.key], ending.reason, ending.words)
                     break
                 said.append(message)
                 bar.set_postfix_str(str(self._ledger), refresh=False)
-            if reason != EndReason.BUDGET_SPENT:
-                self.journal.stop({start.key: Standing(len(said) - len(start.opening), reason)}, str(self.limits))
+            if ending.reason != EndReason.BUDGET_SPENT:
+                stands = Standing(len(said) - len(start.opening), ending.reason)
+                self.journal.stop({start.key: stands}, str(self.limits))
         bar.update()
-        return reason
+        return ending.reason
+
+    async def _ending(self, said: list[Message]) -> Ending | None:
+        """Reasons that can be seen before anything is sent."""
+        reason = self.limits.ending(said)
+        counter = self.counters.get(speaker(said))
+        if reason is None and counter is not None:
+            endpoint = self._client(speaker(said)).endpoint
+            counted = await counter(self.limits.request(said))
+            length = self.limits.tokens(said) if counted is None else counted
+            reason = EndReason.CONTEXT_FULL if length > endpoint.context_length - endpoint.max_new_tokens else None
+        return None if reason is None else Ending(reason)
 
     def _client(self, role: str) -> Client | None:
         return self.user if role == "user" else self.responder
 
-    async def _next_turn(self, start: Start, said: list[Message]) -> Message | EndReason:
+    async def _next_turn(self, start: Start, said: list[Message]) -> Message | Ending:
         role = speaker(said)
         if role == "user" and start.script is not None:
             return self._replayed(start, said)
         faults = self.journal.faults(start.key, len(said))
-        while not self._judge.gives_up(faults):
-            reply = await self._ask(start, said, len(faults))
-            if isinstance(reply, EndReason):
-                return reply
-            message, outcome = self._judge.judge(role, reply.text, said)
-            paid = Attempt(start.key, len(said), len(faults), role, *self._counted(reply, said), outcome)
+        ending = Ending(faults[-1]) if faults else None
+        # A conversation that failed and is asked again may try once more each time.
+        while not self._judge.gives_up(faults, self._failures.get(start.key, 0)):
+            answer = await self._ask(start, said, len(faults))
+            if isinstance(answer, Ending):
+                return answer
+            reply = answer.paid if isinstance(answer, EndpointError) else answer
+            message, outcome = self._judged(role, answer, said)
+            counted = self._counted(reply, said)
+            paid = Attempt(
+                start.key, len(said), len(faults), role, *counted, outcome, self.count_tokens(reply.reasoning)
+            )
             self._ledger.add(role, paid.prompt_tokens, paid.new_tokens)
             if not isinstance(outcome, EndReason):
                 self.journal.add_turn(start.key, len(said), message, paid)
                 return message
             self.journal.reject(paid, message.content)
             faults.append(outcome)
-        return faults[-1]
+            ending = Ending(outcome, _why(answer, message, outcome))
+        return ending
 
-    def _replayed(self, start: Start, said: list[Message]) -> Message | EndReason:
+    def _judged(self, role: str, answer: Reply | EndpointError, said: list[Message]) -> tuple[Message, str]:
+        """(message, outcome) of an answer that was paid, of use or not."""
+        if isinstance(answer, EndpointError):
+            return Message(role, answer.paid.text), ENDINGS.get(answer.kind) or FAILED[role]
+        message, outcome = self._judge.judge(role, answer.text, said)
+        return message, UNFINISHED if outcome == KEPT and answer.cut else outcome
+
+    def _replayed(self, start: Start, said: list[Message]) -> Message | Ending:
         turn = sum(m.role == "user" for m in said)
         if turn == len(start.script):
-            return EndReason.USER_ENDED
+            return Ending(EndReason.USER_ENDED)
         message = Message("user", start.script[turn])
         self.journal.add_turn(start.key, len(said), message)
         return message
 
     def _counted(self, reply: Reply, said: Sequence[Message]) -> tuple[int, int]:
         """Tokens sent and generated; our own count where the server sends none, or a budget would never be spent."""
-        return reply.prompt_tokens or self.limits.tokens(said), reply.completion_tokens or self.count_tokens(reply.text)
+        made = reply.completion_tokens or self.count_tokens(reply.reasoning) + self.count_tokens(reply.text)
+        return reply.prompt_tokens or self.limits.tokens(said), made
 
-    async def _ask(self, start: Start, said: list[Message], attempt: int) -> Reply | EndReason:
-        """One answer, or why there is none. Raises EndpointError where asking on is of no use to anybody."""
+    async def _ask(self, start: Start, said: list[Message], attempt: int) -> Reply | EndpointError | Ending:
+        """One answer, what was paid for none, or why there is none.
+
+        Raises EndpointError where asking on is of no use to anybody.
+        """
         role, request = speaker(said), self.limits.request(said)
         client = self._client(role)
         seed = turn_seed(start.id, len(said), self.seed, attempt)
+        error = None
         for pause in PAUSES:
             if not self._ledger.open():
-                return EndReason.BUDGET_SPENT
+                return Ending(EndReason.BUDGET_SPENT)
             self._ledger.in_flight += 1
             try:
                 reply = await client.complete(request, seed, conversation=start.id)
-            except EndpointError as error:
+            except EndpointError as caught:
+                error = caught
                 if error.kind == "refused":
                     raise
-                if error.kind != "context" and self._breaker.failed(role, start.key):
+                if error.paid is not None:
+                    return error
+                if error.kind not in ENDINGS and self._breaker.failed(role, start.key):
                     raise EndpointError(error.kind, f"{error}; {DOWN_AFTER} times in a row") from None
                 if error.kind != "unreachable":
-                    return EndReason.CONTEXT_FULL if error.kind == "context" else FAILED[role]
+                    return Ending(ENDINGS.get(error.kind) or FAILED[role], str(error))
             else:
                 self._breaker.worked(role)
                 return reply
             finally:
                 self._ledger.in_flight -= 1
             await asyncio.sleep(pause)
-        return FAILED[role]
+        return Ending(FAILED[role], str(error))
+
+
+def _why(answer: Reply | EndpointError, message: Message, outcome: EndReason) -> str:
+    """Words about a failure; nothing where the end reason says it all."""
+    if isinstance(answer, EndpointError):
+        return str(answer)
+    if outcome not in FAILURES:
+        return ""
+    return f"an answer of {len(message.content.encode()):,} bytes" if message.content else "an empty answer"

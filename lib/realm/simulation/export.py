@@ -14,10 +14,11 @@ import yaml
 from realm.conversations.conversation import Conversation
 from realm.conversations.writers import write_conversations, write_parquet, write_sharegpt
 from realm.core.cards import CARD, PAPER, public_name, write_card
-from realm.core.profile import Simulation
+from realm.core.profile import Endpoint, Simulation
 from realm.core.set_aside import set_aside
+from realm.models import assets
 from realm.simulation.endings import EndReason
-from realm.simulation.journal import Intervention, Usage
+from realm.simulation.records import Intervention, Usage
 
 JSONL, SHAREGPT, PARQUET = "realchat.jsonl", "realchat_sharegpt.json", "realchat.parquet"
 EXPORTS = (SHAREGPT, PARQUET, CARD, JSONL)  # the last is what the next stage waits for
@@ -80,13 +81,18 @@ def _write_card(
         ends=[(reason, ends.get(reason, 0)) for reason in map(str, EndReason)],
         cut=sum(ends.get(reason, 0) for reason in ("max_rounds", "context_full", "budget_spent")),
         rounds=sorted(Counter(c.rounds for c in spoken).items()),
-        user=public_name(config.user.model) if config.user else "none: turns of real conversations",
-        responder=public_name(config.responder.model),
+        user=described(config.user) if config.user else "none: turns of real conversations",
+        responder=described(config.responder),
         config=config,
         seed=seed,
         usage=sorted(usage.items()),
         interventions=sorted(interventions),
     )
+
+
+def described(endpoint: Endpoint) -> str:
+    """A speaker for the card; of a model served here, its licence and hash where they are known."""
+    return public_name(endpoint.model) if endpoint.engine == "api" else assets.described(endpoint.model)
 
 
 def _front_matter(count: int) -> str:

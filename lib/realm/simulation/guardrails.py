@@ -65,9 +65,10 @@ class Judge:
         fault = self._user_fault(message, said) if role == "user" else self._answer_fault(message)
         return message, fault or (KEPT if whole else CUT)
 
-    def gives_up(self, faults: Sequence[EndReason]) -> bool:
-        """Whether the last fault ends the conversation, after these in order."""
-        return bool(faults) and (faults[-1] == EndReason.USER_ENDED or len(faults) > self.rules.resample_tries)
+    def gives_up(self, faults: Sequence[EndReason], more: int = 0) -> bool:
+        """Whether the last fault ends the conversation, after these in order; ``more``: tries that it has besides."""
+        final = (EndReason.USER_ENDED, EndReason.CONTENT_FILTER)
+        return bool(faults) and (faults[-1] in final or len(faults) > self.rules.resample_tries + more)
 
     def _user_fault(self, message: Message, said: Sequence[Message]) -> EndReason | None:
         if not message.content:

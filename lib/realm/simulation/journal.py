@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from realm.conversations.conversation import Message
 from realm.core.locks import Busy, Lock
+from realm.core.secrets import redact
 from realm.serving.words import digest
 from realm.simulation.database import open_database
-from realm.simulation.endings import EndReason, SimulationError
+from realm.simulation.endings import FAILED_ENDINGS_ASKED_AGAIN, FAILURES, EndReason, SimulationError
+from realm.simulation.records import Attempt, Intervention, Reason, Rejected, Standing, Thought, Usage
 
-KEPT, CUT = "kept", "cut"  # outcomes of a request whose words became a turn
+# Outcomes of a request whose words became a turn: whole, cut by a guardrail, cut at a limit of tokens.
+KEPT, CUT, UNFINISHED = "kept", "cut", "unfinished"
+NO_ANSWER = (EndReason.CONTENT_FILTER, EndReason.REASONING_ONLY)  # paid all the same; no guardrail's doing
 EXCERPT = 500  # characters kept of words that were rejected
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS turns (conversation TEXT, position INTEGER, role TEXT, content TEXT,"
@@ -30,60 +34,16 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS ends (conversation TEXT PRIMARY KEY, reason TEXT)",
     # Views: how many turns stand under which limits, and why no more; always to be had again from the other tables.
     "CREATE TABLE IF NOT EXISTS stops (conversation TEXT PRIMARY KEY, length INTEGER, reason TEXT, limits TEXT)",
+    # Tables of their own, so that journals of earlier versions go on.
+    "CREATE TABLE IF NOT EXISTS reasoning (conversation TEXT, position INTEGER, attempt INTEGER, tokens INTEGER,"
+    " PRIMARY KEY (conversation, position, attempt))",
+    "CREATE TABLE IF NOT EXISTS reasons (conversation TEXT, number INTEGER, reason TEXT, words TEXT,"
+    " PRIMARY KEY (conversation, number))",
 )
-COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "stops": 4}
+COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "stops": 4, "reasoning": 4, "reasons": 4}
 PATIENCE = 2.0  # seconds for who only looks into a journal, or for the end of a process that was killed
 ASIDE = "~replaced-"  # in the name of what another journal had more of
 CHOSEN = "conversation IN (SELECT conversation FROM chosen)"
-
-
-class Usage(NamedTuple):
-    """What was asked of one side: answered requests, tokens sent, tokens generated."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-
-
-class Attempt(NamedTuple):
-    """One answered request for a turn; ``outcome`` is ``kept``, ``cut``, or the reason it was rejected for."""
-
-    conversation: str
-    position: int
-    attempt: int
-    role: str
-    prompt_tokens: int
-    new_tokens: int
-    outcome: str
-
-
-class Intervention(NamedTuple):
-    """What one guardrail did: answers it cut or rejected, in how many conversations, and how many of these ended so."""
-
-    outcome: str
-    answers: int
-    conversations: int
-    ended: int
-
-    @property
-    def went_on(self) -> int:
-        return self.conversations - self.ended
-
-
-class Rejected(NamedTuple):
-    """Words that did not become a turn, cut after 500 characters; ``instead``: those that did, None if none did."""
-
-    conversation: str
-    outcome: str
-    words: str
-    instead: str | None
-
-
-class Standing(NamedTuple):
-    """How many turns of the journal count, and why no more are asked for; None while more may be."""
-
-    length: int
-    reason: EndReason | None
 
 
 class Journal:
@@ -134,11 +94,21 @@ class Journal:
             self._db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", (*place, words[:EXCERPT]))
 
     def _pay(self, paid: Attempt) -> None:
-        self._db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)", paid)
+        *values, thought = paid
+        self._db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        if thought:
+            place = (paid.conversation, paid.position, paid.attempt)
+            self._db.execute("INSERT INTO reasoning VALUES (?, ?, ?, ?)", (*place, thought))
 
-    def end(self, conversations: Iterable[str], reason: EndReason) -> None:
+    def end(self, conversations: Iterable[str], reason: EndReason, words: str = "") -> None:
+        """Note that these ended; ``words``: what a service, or we, had to say about it."""
         with self._together():
-            self._db.executemany("INSERT OR REPLACE INTO ends VALUES (?, ?)", ((c, reason) for c in conversations))
+            for name in conversations:
+                self._db.execute("INSERT OR REPLACE INTO ends VALUES (?, ?)", (name, reason))
+                if words:
+                    values = (name, name, reason, redact(words)[:EXCERPT])
+                    number = "(SELECT COUNT(*) FROM reasons WHERE conversation = ?)"
+                    self._db.execute(f"INSERT INTO reasons VALUES (?, {number}, ?, ?)", values)
 
     def reopen(self, reasons: Iterable[EndReason], conversations: Iterable[str] | None = None) -> None:
         """Forget endings for ``reasons``, of some conversations or of all: they go on from their last turn."""
@@ -156,6 +126,15 @@ class Journal:
         with self._together():
             rows = ((c, s.length, s.reason, limits) for c, s in standings.items())
             self._db.executemany("INSERT OR REPLACE INTO stops VALUES (?, ?, ?, ?)", rows)
+
+    def forgive(self, conversations: Iterable[str]) -> None:
+        """Forget that these failed, the last time: their service was to blame, and it does not count as a try."""
+        failed = [(c, c) for c, reason in self.ended().items() if reason in FAILURES and c in set(conversations)]
+        last = "(SELECT MAX(number) FROM reasons WHERE conversation = ?)"
+        with self._together():
+            for table in ("ends", "stops"):
+                self._db.executemany(f"DELETE FROM {table} WHERE conversation = ?", [(c,) for c, _ in failed])
+            self._db.executemany(f"DELETE FROM reasons WHERE conversation = ? AND number = {last}", failed)
 
     def absorb(self, path: str | Path, only: Collection[str] | None = None) -> None:
         """Take over what another journal of the same words holds of conversations that came further there. Repeatable.
@@ -176,7 +155,7 @@ class Journal:
         """Conversation -> (ended for good, turns, answered requests, ended at all): more is further."""
         ended, turns = self.ended(), self.lengths()
         asked = dict(self._db.execute("SELECT conversation, COUNT(*) FROM requests GROUP BY conversation"))
-        good = {c for c, reason in ended.items() if reason != EndReason.BUDGET_SPENT}
+        good = ended.keys() - self.asked_again()
         names = dict.fromkeys((*turns, *asked, *ended))
         return {c: (c in good, turns.get(c, 0), asked.get(c, 0), c in ended) for c in names if ASIDE not in c}
 
@@ -186,7 +165,7 @@ class Journal:
             "SELECT COUNT(DISTINCT conversation) FROM requests WHERE substr(conversation, 1, ?) = ?",
             (len(name) + len(ASIDE), name + ASIDE),
         ).fetchone()[0]
-        for table in ("turns", "requests", "rejected"):
+        for table in COLUMNS.keys() - {"ends", "stops"}:
             self._db.execute(
                 f"UPDATE {table} SET conversation = ? WHERE conversation = ?", (f"{name}{ASIDE}{number + 1}", name)
             )
@@ -205,6 +184,14 @@ class Journal:
             "SELECT role, content FROM turns WHERE conversation = ? ORDER BY position", (conversation,)
         )
         return [Message(role, content) for role, content in rows]
+
+    def cut_turns(self, conversation: str) -> list[int]:
+        """Positions of turns that stop in the middle: at a limit of tokens, or where a guardrail cut them."""
+        rows = self._db.execute(
+            "SELECT position FROM requests WHERE conversation = ? AND outcome IN (?, ?) ORDER BY position",
+            (conversation, CUT, UNFINISHED),
+        )
+        return [position for (position,) in rows]
 
     def faults(self, conversation: str, position: int) -> list[EndReason]:
         """Why answers for this turn were rejected so far, in order."""
@@ -225,6 +212,45 @@ class Journal:
     def lengths(self) -> dict[str, int]:
         """Conversation -> its turns."""
         return dict(self._db.execute("SELECT conversation, COUNT(*) FROM turns GROUP BY conversation"))
+
+    def asked_again(self) -> set[str]:
+        """Ended conversations with which the next run goes on: cut short by a budget, or failed a few times only."""
+        counts = self.failures()
+        open_again = lambda c: counts.get(c, 0) < FAILED_ENDINGS_ASKED_AGAIN  # noqa: E731
+        return {
+            c
+            for c, reason in self.ended().items()
+            if reason == EndReason.BUDGET_SPENT or (reason in FAILURES and open_again(c))
+        }
+
+    def failures(self) -> dict[str, int]:
+        """conversation -> how often it ended by a failure of a service."""
+        marks = ", ".join("?" * len(FAILURES))
+        query = f"SELECT conversation, COUNT(*) FROM reasons WHERE reason IN ({marks}) GROUP BY conversation"
+        return dict(self._db.execute(query, FAILURES))
+
+    def reasons(self) -> list[Reason]:
+        """Why conversations ended that did not end by themselves, most frequent first."""
+        rows = self._db.execute(
+            "SELECT ends.reason, words, COUNT(*) FROM ends JOIN reasons USING (conversation)"
+            " WHERE ends.reason = reasons.reason AND number ="
+            " (SELECT MAX(number) FROM reasons AS later WHERE later.conversation = ends.conversation)"
+            " GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        )
+        return [Reason(*row) for row in rows]
+
+    def thoughts(self) -> dict[str, Thought]:
+        """role of the speaker -> its reasoning; roles that did not reason are not there."""
+        rows = self._db.execute(
+            "SELECT role, COUNT(*), SUM(tokens) FROM reasoning JOIN requests USING (conversation, position, attempt)"
+            " GROUP BY role ORDER BY role"
+        )
+        return {role: Thought(*numbers) for role, *numbers in rows}
+
+    def count_cut(self) -> dict[str, int]:
+        """role of the speaker -> how many of its turns stop in the middle, at a limit of tokens."""
+        rows = self._db.execute("SELECT role, COUNT(*) FROM requests WHERE outcome = ? GROUP BY role", (UNFINISHED,))
+        return dict(rows)
 
     def count_turns(self) -> int:
         return self._db.execute("SELECT COUNT(*) FROM turns").fetchone()[0]
@@ -249,9 +275,10 @@ class Journal:
         rows = self._db.execute(
             "SELECT outcome, COUNT(*), COUNT(DISTINCT conversation),"
             " COUNT(DISTINCT CASE WHEN reason = outcome THEN conversation END)"
-            f" FROM requests LEFT JOIN ends USING (conversation) WHERE outcome NOT IN (?, ?) AND {self._of}"
+            " FROM requests LEFT JOIN ends USING (conversation) WHERE outcome NOT IN (?, ?, ?, ?, ?)"
+            f" AND {self._of}"
             " GROUP BY outcome ORDER BY 2 DESC, 1",
-            (KEPT, EndReason.USER_ENDED),
+            (KEPT, UNFINISHED, EndReason.USER_ENDED, *NO_ANSWER),
         )
         return [Intervention(*row) for row in rows]
 

@@ -34,6 +34,7 @@ class Limits:
     count: Callable[[str], int]
     responder_system: str
     counted_by: str = ""
+    elsewhere: frozenset[str] = frozenset()  # roles whose requests only their server can count, when it is there
 
     def __str__(self) -> str:
         rooms = [f"{e.context_length}-{e.max_new_tokens}" if e else "script" for e in (self.user, self.responder)]
@@ -48,7 +49,8 @@ class Limits:
     def _fits(self, said: Sequence[Message]) -> bool:
         endpoint = self.user if speaker(said) == "user" else self.responder
         # A script goes on whatever was said.
-        return endpoint is None or self.tokens(said) <= endpoint.context_length - endpoint.max_new_tokens
+        unknown = endpoint is None or speaker(said) in self.elsewhere
+        return unknown or self.tokens(said) <= endpoint.context_length - endpoint.max_new_tokens
 
     def cut(self, opening: Sequence[Message], turns: Sequence[Message]) -> tuple[int, EndReason | None]:
         """How many of ``turns`` stand, and why no more do; (all of them, None) if the conversation may go on."""

@@ -15,14 +15,16 @@ from typing import Any
 from realm.conversations.conversation import Conversation
 from realm.core import profile
 from realm.core.errors import exit_code, note
-from realm.core.profile import Profile, load_profile, run_folder
+from realm.core.profile import Endpoint, Profile, load_profile, run_folder
 from realm.core.secrets import register_secret
 from realm.dialogue.encoder import encoder_of
 from realm.dialogue.format import ChatFormat
+from realm.models import assets
 from realm.models.assets import AssetError
 from realm.models.gguf import ConversionError
 from realm.models.weights import weights_of
 from realm.serving.client import Client, EndpointError
+from realm.serving.counting import TokenCounter
 from realm.serving.local import connect
 from realm.serving.words import note_words
 from realm.simulation.budget import Ledger, dollars, estimate, share
@@ -30,13 +32,15 @@ from realm.simulation.endings import EndReason, SimulationError
 from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT, Simulation
 from realm.simulation.export import write_exports
 from realm.simulation.identity import journal_identity
-from realm.simulation.journal import Intervention, Journal, Rejected, Usage, journal_path
+from realm.simulation.journal import Journal, journal_path
 from realm.simulation.limits import Limits
 from realm.simulation.plan import Shard, Start, starts_of
+from realm.simulation.records import Intervention, Rejected, Usage
 from realm.simulation.simulators import SIMULATORS, USERGPT, Simulator
 from realm.simulation.standing import end_reasons, exported, standings
 
 STAGE_FOLDER = "03_simulation"
+ROLES = {"user": "user", "responder": "assistant"}  # whose turns an endpoint speaks
 SHOWN = 100  # rejected answers that a run's outcome holds
 
 
@@ -82,7 +86,9 @@ class Work:
         count = lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)  # noqa: E731
         base = chosen.usergpt_sft.base_model
         whose = (simulator, chat, count, RESPONDER_SYSTEM_PROMPT, weights_of(base, folder) or base)
-        limits = Limits(config.max_rounds, config.user, config.responder, *whose)
+        sides = {"user": config.user, "responder": config.responder}
+        elsewhere = frozenset(ROLES[role] for role, e in sides.items() if e and own_tokenizer(e, base))
+        limits = Limits(config.max_rounds, config.user, config.responder, *whose, elsewhere)
         return cls(
             chosen, seed, folder, starts, simulator, limits, journal_identity(chosen, seed, folder, simulator, chat)
         )
@@ -141,12 +147,12 @@ async def simulate(chosen: Profile, seed: int, folder: Path, shard: Shard | None
     with contextlib.closing(work.journal(shard)) as journal:
         resumed = journal.count_turns()
         budget = share(chosen.simulation.budget, shard.of if shard else 1)
-        standing = standings(journal, work.starts, work.limits)
-        waiting = [k for k, s in standing.items() if s.reason in (None, EndReason.BUDGET_SPENT)]
+        standing, again = standings(journal, work.starts, work.limits), journal.asked_again()
+        waiting = [k for k, s in standing.items() if s.reason is None or k in again]
         if waiting and Ledger(budget, journal.usage()).open():
             await _hold_all(work, journal, budget)
         else:
-            journal.end(waiting, EndReason.BUDGET_SPENT)
+            journal.end([k for k in waiting if standing[k].reason is None], EndReason.BUDGET_SPENT)
         return replace(work.outcome(journal, export=shard is None), resumed_turns=resumed)
 
 
@@ -157,11 +163,15 @@ async def _hold_all(work: Work, journal: Journal, budget: profile.Budget) -> Non
     sides = {role: e for role, e in (("user", config.user), ("responder", config.responder)) if e}
     local = sum(e.engine != "api" for e in sides.values())
     clients: dict[str, Client] = {}
+    counters: dict[str, TokenCounter] = {}
     async with contextlib.AsyncExitStack() as stack:
         # Services first: a wrong key must not show only after a local server has loaded its weights.
         for role, endpoint in sorted(sides.items(), key=lambda side: side[1].engine != "api"):
             place = connect(endpoint, role, work.folder, logs, share=local)
             clients[role] = await stack.enter_async_context(place)
+            if ROLES[role] in limits.elsewhere:
+                counters[ROLES[role]] = TokenCounter(clients[role].address)
+                stack.push_async_callback(counters[ROLES[role]].close)
         engine = Simulation(
             work.simulator,
             clients.get("user"),
@@ -174,8 +184,15 @@ async def _hold_all(work: Work, journal: Journal, budget: profile.Budget) -> Non
             config.guardrails,
             budget,
             counted_by=limits.counted_by,
+            counters=counters,
         )
         await engine.run(work.starts)
+
+
+def own_tokenizer(endpoint: Endpoint, base_model: str) -> bool:
+    """Whether a GGUF file is served whose tokenizer is another than the one that conversations are counted with."""
+    ours = endpoint.model == base_model or endpoint.model.startswith(("stage:", "base:"))
+    return endpoint.engine == "llama.cpp" and not ours and assets.gguf_of(endpoint.model) is not None
 
 
 def _require_plain(starts: Sequence[Start], chat: ChatFormat) -> None:
@@ -222,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _dispatch(given: argparse.Namespace) -> None:
     chosen, folder = load_profile(given.profile), run_folder(given.profile)
-    for endpoint in chosen.endpoints():
+    for endpoint in chosen.endpoints().values():
         register_secret(os.environ.get(endpoint.api_key_env or ""))
     if given.merge:
         count, outcome = merge(chosen, chosen.seed, folder)

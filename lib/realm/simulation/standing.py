@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
-from realm.conversations.conversation import Conversation
+from realm.conversations.conversation import CUT_TURNS, Conversation
 from realm.simulation.endings import EndReason, SimulationError
-from realm.simulation.journal import Journal, Standing
+from realm.simulation.journal import Journal
 from realm.simulation.limits import Limits
 from realm.simulation.plan import Start
+from realm.simulation.records import Standing
 
 
 def standings(journal: Journal, starts: Sequence[Start], limits: Limits) -> dict[str, Standing]:
@@ -44,10 +46,16 @@ def exported(journal: Journal, starts: Sequence[Start], limits: Limits, simulato
         Conversation(
             s.id,
             (*s.opening, *journal.turns(s.key)[: standing[s.key].length]),
-            {"mode": s.mode, "end_reason": str(standing[s.key].reason), "simulator": simulator},
+            _meta(s, standing[s.key], simulator, journal.cut_turns(s.key)),
         )
         for s in sorted(starts, key=lambda s: s.id)
     ]
+
+
+def _meta(start: Start, standing: Standing, simulator: str, cut: list[int]) -> dict[str, Any]:
+    meta = {"mode": start.mode, "end_reason": str(standing.reason), "simulator": simulator}
+    shown = [place for place in cut if place < len(start.opening) + standing.length]
+    return meta | {CUT_TURNS: shown} if shown else meta
 
 
 def end_reasons(conversations: Sequence[Conversation]) -> Counter[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from realm.core.cards import public_name
 from realm.core.files import atomic_folder, read_json, write_json
@@ -25,11 +25,11 @@ def save_servable(
 
     The tokenizer in both carries ``template``, the chat template that servers render, and stops at ``end``, the token
     that closed the turns that were learned: so do model and generation configuration. A full fine-tune has no adapter.
+    ``model`` keeps its precision, and checkpoints stay until ``sweep``: what comes after may fail.
     Returns the folders written.
     """
     folder = Path(folder)
     written: dict[str, Path] = {}
-    merged = model
     if isinstance(model, PeftModel):
         written["adapter"] = folder / "adapter"
         with atomic_folder(written["adapter"]) as workspace:
@@ -38,16 +38,35 @@ def save_servable(
         base = AutoModelForCausalLM.from_pretrained(
             assets.model(config.base_model), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-        merged = PeftModel.from_pretrained(base, written["adapter"]).merge_and_unload()
-    merged = merged.to(torch.bfloat16)
+        merged = PeftModel.from_pretrained(base, written["adapter"]).merge_and_unload().to(torch.bfloat16)
+    else:
+        merged = _in_half(model)
     written["merged"] = folder / "merged"
     with atomic_folder(written["merged"]) as workspace:
         _save(merged, tokenizer, template, end, workspace)
     # Servers need to know whose vocabulary this is.
     (folder / "base_model.txt").write_text(config.base_model + "\n", encoding="utf-8")
-    # What launched processes left is in these by now; checkpoints stay: of the same training none is repeated.
-    shutil.rmtree(folder / TRAINED, ignore_errors=True)
     return written
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what launched processes left, which is in adapter and merged model by now, its controls' too.
+
+    Checkpoints stay: the same training goes on from its last one, and repeats nothing.
+    """
+    for place in (Path(folder), *Path(folder).glob("control_*")):
+        shutil.rmtree(place / TRAINED, ignore_errors=True)
+
+
+def _in_half(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy in bfloat16, in the computer's memory."""
+    with torch.device("meta"):
+        copied = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+    halves = {name: value.to("cpu", torch.bfloat16) for name, value in model.state_dict().items()}
+    copied.load_state_dict(halves, assign=True)
+    copied.tie_weights()
+    copied.generation_config = model.generation_config
+    return copied
 
 
 def _save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, template: str, end: str, folder: Path) -> None:

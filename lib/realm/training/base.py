@@ -34,9 +34,14 @@ def compute_dtype(wanted: str) -> torch.dtype:
     if wanted != "auto":
         return getattr(torch, wanted)
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def sharded() -> bool:
+    """Whether the launcher has the weights shared out over its processes (FSDP): then no device holds a whole model."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def load_base(config: SFT) -> PreTrainedModel:
@@ -57,8 +62,7 @@ def load_base(config: SFT) -> PreTrainedModel:
         )
     if config.method == "full":
         dtype = torch.float32  # weights that are trained keep full precision; autocast computes in bfloat16
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # then no device holds a whole model
-    device_map = {"": torch.cuda.current_device()} if torch.cuda.is_available() and not sharded else None
+    device_map = {"": torch.cuda.current_device()} if torch.cuda.is_available() and not sharded() else None
     model = AutoModelForCausalLM.from_pretrained(
         assets.model(config.base_model),
         dtype=dtype,

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from realm.conversations.conversation import Conversation
-from realm.core.profile import UserSFT
-from realm.dialogue.encoder import Encoder
-from realm.dialogue.segments import without_context
 from realm.training.base import add_adapter, load_base
-from realm.training.rows import select_rows
-from realm.training.trainer import train
+from realm.training.launch import Job, launch_or_train
 
 
-def train_control(
-    kind: str, conversations: Sequence[Conversation], encoder: Encoder, config: UserSFT, folder: Path, seed: int
-) -> PreTrainedModel:
+def train_control(kind: str, job: Job) -> PreTrainedModel:
     """A model trained on another side (``assistant``, ``both``), or on the human turns of ``plain_segments``: as the
-    authors cut them, without what came before, and as they come. Otherwise as ``config`` trains UserGPT: same data,
-    same budget of tokens, same seed. Resumes from ``folder``/control_KIND. Raises TrainingError."""
-    share = config.opening_share
-    if kind == "plain_segments":
-        conversations, share = [without_context(c) for c in conversations], None
-    else:
-        encoder = replace(encoder, supervise=kind)
-    chosen = select_rows(conversations, encoder, config.max_train_tokens, seed, share)
-    model = add_adapter(load_base(config), config, seed)
-    last = config.model_copy(update={"eval_steps": None})  # the last step: no validation rows are at hand
-    train(model, encoder.tokenizer, chosen.rows, last, Path(folder) / f"control_{kind}", seed)
+    authors cut them, without what came before, and as they come. Otherwise as ``job`` trains UserGPT, by the same way:
+    same data, same budget of tokens, same seed, as many processes. Resumes from its folder's control_KIND.
+    Raises TrainingError."""
+    control = replace(job, folder=job.folder / f"control_{kind}", valid=None, control=kind)
+    encoder = control.encoder()
+    rows = control.rows(encoder)
+    model = add_adapter(load_base(control.config), control.config, control.seed)
+    launch_or_train(model, encoder, rows, control)
     return model

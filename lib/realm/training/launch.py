@@ -8,14 +8,11 @@ processes together. A full fine-tune is sharded over them (FSDP), adapters are r
 from __future__ import annotations
 
 import argparse
-import collections
-import io
 import itertools
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +22,20 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from realm.conversations.readers import load_conversations
+from realm.conversations.splits import apart
 from realm.core.errors import exit_code
 from realm.core.files import REPOSITORY, atomic_folder
 from realm.core.profile import SFT, UserSFT, load_profile
 from realm.dialogue.encoder import Encoded, Encoder, encoder_of
-from realm.dialogue.segments import split_long
+from realm.dialogue.segments import split_long, without_context
 from realm.training.artefacts import TRAINED
 from realm.training.base import TrainingError, add_adapter, load_base
+from realm.training.children import run_child
 from realm.training.rows import rows_sha256, select_rows
 from realm.training.trainer import SupervisedTrainer, run_trainer, train
 
+OTHER_SIDES = ("assistant", "both")
+CONTROLS = (*OTHER_SIDES, "plain_segments")
 FSDP_CONFIG = REPOSITORY / "cluster/fsdp.yaml"
 
 
@@ -43,7 +44,8 @@ class Job:
     """A training stage by names and files, from which every process comes to the same rows by itself.
 
     ``profile``: a name or path; ``block``: usergpt_sft or realm_sft; ``train``, ``valid``: conversation files, the
-    second read only if the block has ``eval_steps``; ``folder``: where log and checkpoints go.
+    second read only if the block has ``eval_steps`` and no ``own_split``; ``folder``: where log and checkpoints go;
+    ``control``: train a control instead, of this kind (``controls``).
     """
 
     profile: str
@@ -52,28 +54,39 @@ class Job:
     valid: Path | None
     folder: Path
     seed: int
+    control: str | None = None
 
     @property
     def config(self) -> SFT:
-        return getattr(load_profile(self.profile), self.block)
+        """The profile's; a control ends with its last step, since no rows say which of its own was the best."""
+        config = getattr(load_profile(self.profile), self.block)
+        return config if self.control is None else config.model_copy(update={"eval_steps": None})
 
     def encoder(self) -> Encoder:
-        """As the notebooks have it."""
-        return encoder_of(load_profile(self.profile), self.block)
+        """As the notebooks have it; a control may learn from another side's turns."""
+        encoder = encoder_of(load_profile(self.profile), self.block)
+        return replace(encoder, supervise=self.control) if self.control in OTHER_SIDES else encoder
 
     def rows(self, encoder: Encoder) -> list[Encoded]:
         """What to train on. Simulated conversations come whole and are split here, ShareGPT's were by notebook 01."""
-        conversations = load_conversations(self.train)
+        conversations, _ = apart(load_conversations(self.train), self.config.own_split)
         if self.block == "realm_sft":
             conversations = [s for parts in split_long(conversations, encoder) for s in parts]
         share = self.config.opening_share if isinstance(self.config, UserSFT) else None
+        if self.control == "plain_segments":
+            plain = map(without_context, conversations)
+            conversations, share = [c for c in plain if c.messages], None
         return select_rows(conversations, encoder, self.config.max_train_tokens, self.seed, share).rows
 
     def held_out(self, encoder: Encoder) -> list[Encoded]:
         """``valid_conversations`` rows, the same each time, whose loss says which step was the best."""
-        if self.config.eval_steps is None or self.valid is None:
+        own = self.config.own_split
+        if self.config.eval_steps is None or (self.valid is None and own is None):
             return []
-        conversations = load_conversations(self.valid)
+        if own is None:
+            conversations = load_conversations(self.valid)
+        else:
+            _, conversations = apart(load_conversations(self.train), own)
         order = np.random.default_rng(self.seed).permutation(len(conversations))
         rows = encoder.encode_all([conversations[i] for i in order])
         return list(itertools.islice((r for r in rows if r.supervised), self.config.valid_conversations))
@@ -81,7 +94,8 @@ class Job:
     def command(self) -> list[str]:
         """The command line's words for it."""
         values = {"profile": self.profile, "block": self.block, "train": self.train, "out": self.folder}
-        values |= {"seed": self.seed} | ({"valid": self.valid} if self.valid is not None else {})
+        values |= {"seed": self.seed, "valid": self.valid, "control": self.control}
+        values = {name: value for name, value in values.items() if value is not None}
         return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
@@ -99,7 +113,7 @@ def launch_or_train(
     if job.config.method != "qlora":  # four-bit weights are small, and stay on the device that packed them
         model.to("cpu")
         torch.cuda.empty_cache()
-    _run([*_launcher(job.config, processes), *job.command(), "--rows", rows_sha256(rows)])
+    run_child([*_launcher(job.config, processes), *job.command(), "--rows", rows_sha256(rows)])
     _load_trained(model, job.folder / TRAINED)
     model.to(place).eval()
     lines = (job.folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -113,25 +127,6 @@ def _launcher(config: SFT, processes: int) -> list[str]:
     count = ["--num_processes", str(processes), "--main_process_port", "0"]  # 0: any port that is free
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     return [*launch, *sharing, *(plain if config.method != "full" else []), *count, "--module", "realm.training"]
-
-
-def _run(command: list[str]) -> None:
-    """Run ``command`` as a child that cannot outlive this process; its bars show here as they come."""
-    last: collections.deque[str] = collections.deque(maxlen=200)
-    with subprocess.Popen(
-        [sys.executable, "-m", "realm.serving.child", *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as child:
-        try:
-            # A bar moves by carriage returns: they end a line too, or nothing would show until it is full.
-            for line in io.TextIOWrapper(child.stderr, errors="replace", newline=""):
-                last.append(line)
-                sys.stderr.write(line)
-        finally:
-            child.stdin.close()
-    if child.returncode:
-        # Of all that a launcher prints about its processes, the line that one of them meant for the reader.
-        reasons = [line for line in last if line.startswith("error: ")] or [*last, "no message"]
-        raise TrainingError(f"a launched process failed: {reasons[-1].removeprefix('error: ').strip()}")
 
 
 def _load_trained(model: torch.nn.Module, folder: Path) -> None:
@@ -174,13 +169,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--valid", type=Path, help="held-out conversations; needed if the block has eval_steps")
     parser.add_argument("--out", required=True, type=Path, help="folder for log, checkpoints and result")
     parser.add_argument("--seed", type=int, help="default: the profile's")
+    parser.add_argument("--control", choices=CONTROLS, help="train this control of notebook 02 instead")
     parser.add_argument("--rows", help="refuse to train on rows of another hash than this (notebooks give it)")
     given = parser.parse_args(arguments)
     state = PartialState(cpu=not torch.cuda.is_available())  # before the model: it chooses each process's device
 
     def train_it() -> None:
         seed = load_profile(given.profile).seed if given.seed is None else given.seed
-        _train_job(Job(given.profile, given.block, given.train, given.valid, given.out, seed), given.rows)
+        job = Job(given.profile, given.block, given.train, given.valid, given.out, seed, given.control)
+        _train_job(job, given.rows)
         state.destroy_process_group()
 
     return exit_code(train_it, "interrupted; call again to go on at the last checkpoint")

@@ -20,13 +20,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from realm.core.files import ArtefactError, atomic_path, read_json, write_json
 from realm.core.profile import SFT
 from realm.core.set_aside import set_aside
 from realm.dialogue.encoder import Encoded
-from realm.training.base import TrainingError, compute_dtype, refuse_without_gradient
+from realm.training.base import TrainingError, compute_dtype, refuse_without_gradient, sharded
 from realm.training.likelihood import likelihood
 from realm.training.loss import supervised_nll
 from realm.training.memory import give_back
@@ -61,14 +61,26 @@ class _LengthGrouped(torch.utils.data.Sampler):
 class SupervisedTrainer(Trainer):
     """transformers' Trainer with the loss above; batching, precision, devices, checkpoints stay its own."""
 
+    loss_is_scaled_for_ga = True  # ``compute_loss`` divides by the tokens of all micro-batches
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, **values: Any):
         pad_id = padding_of(tokenizer)
         super().__init__(data_collator=lambda features: collate(features, pad_id), **values)
         self.padding = tokenizer
+        # Has the tokens of a step counted for ``compute_loss``, which the Trainer else does only for models whose
+        # forward takes their number. None is passed on to the model: the loss is not its own.
+        self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(r.input_ids) for r in self.train_dataset.rows]
-        return _LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed)
+        self.order = _LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed)
+        return self.order
+
+    def _run_epoch(self, **values):
+        # Of several processes that go on in the middle of an epoch, none would hear which: its number is handed down
+        # two wrappers at most, and there are three (accelerate 1.15.0).
+        self.order.set_epoch(values["epoch"])
+        return super()._run_epoch(**values)
 
     def training_step(self, *arguments, **values):
         refuse_without_gradient(self.model)
@@ -88,6 +100,19 @@ class SupervisedTrainer(Trainer):
                 "lower learning_rate or look at these conversations"
             )
         return (loss, None) if return_outputs else loss
+
+    def _save_checkpoint(self, model, trial):
+        # All processes ask whether the best checkpoint's folder is there before sharded weights make it: whoever asks
+        # late finds one that another has made meanwhile, and they would load different ones.
+        Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}").mkdir(
+            parents=True, exist_ok=True
+        )
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # The state, which says that a checkpoint is whole, is written next, by the main process.
+        self.accelerator.wait_for_everyone()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Nats per supervised token of the few validation rows, all of them on every process.
@@ -159,7 +184,8 @@ def train(
     """Fine-tune ``model`` in place; checkpoints go to ``folder/checkpoints`` and an interrupted run goes on there.
 
     With ``config.eval_steps``, ``valid`` is evaluated every so many steps and at the end (``eval_loss`` in
-    ``train_log.jsonl``, nats per supervised token), and ``model`` ends as it was where that was lowest.
+    ``train_log.jsonl``, nats per supervised token), and ``model`` ends as it was where that was lowest, or as it is at
+    the last step if ``config.keep`` says so.
     Returns one record a step: ``step``, ``loss`` (nats per supervised token), ``learning_rate``, ``grad_norm``.
     Raises TrainingError at the first non-finite loss, naming the conversations of its batch.
     """
@@ -187,13 +213,14 @@ def run_trainer(model, tokenizer, rows, config: SFT, folder: Path, seed: int, va
         if arguments.process_index == 0:
             _without_foreign(checkpoints, identity)
             _without_broken(checkpoints)
+    kept = [_KeepEvaluated()] if config.chooses_best else []
     trainer = SupervisedTrainer(
         model=model,
         args=arguments,
         train_dataset=Rows(rows),
         eval_dataset=Rows([r.without_tail() for r in valid]),
         tokenizer=tokenizer,
-        callbacks=[_Progress(folder / "train_log.jsonl"), _KeepEvaluated(), _GiveBack()],
+        callbacks=[_Progress(folder / "train_log.jsonl"), *kept, _GiveBack()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
@@ -202,7 +229,8 @@ def run_trainer(model, tokenizer, rows, config: SFT, folder: Path, seed: int, va
 
 
 def _arguments(config: SFT, checkpoints: Path, seed: int) -> TrainingArguments:
-    return TrainingArguments(
+    half = compute_dtype(config.compute_dtype) == torch.bfloat16 and config.method == "full"
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
@@ -211,16 +239,16 @@ def _arguments(config: SFT, checkpoints: Path, seed: int) -> TrainingArguments:
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,
         lr_scheduler_type=config.schedule,
-        bf16=compute_dtype(config.compute_dtype) == torch.bfloat16 and config.method == "full",
+        bf16=half,
         activation_checkpointing=config.gradient_checkpointing,
         logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is no number stops the run; it is not averaged away
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
-        save_total_limit=1,  # the last one, and the best if that is another
+        save_total_limit=2,  # of 1 the last goes at the end where another is the best, and a new start would redo it
         eval_strategy="no" if config.eval_steps is None else "steps",
         eval_steps=config.eval_steps,
-        load_best_model_at_end=config.eval_steps is not None,
+        load_best_model_at_end=config.chooses_best,
         metric_for_best_model="loss",
         greater_is_better=False,
         seed=seed,
@@ -230,8 +258,13 @@ def _arguments(config: SFT, checkpoints: Path, seed: int) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,  # an adapter's weights all take part in every pass
+        # Shared out after each micro-batch, else each process holds the whole gradient of all weights until the last,
+        # summed in bfloat16. An adapter's is small, and waits.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": sharded()}},
         use_cpu=not torch.cuda.is_available(),
     )
+    arguments.mixed_precision = "bf16" if half else "no"  # the profile's, whatever the launcher's file says
+    return arguments
 
 
 def _without_broken(checkpoints: Path) -> None:

@@ -1,0 +1,84 @@
+"""The blocks of a profile that say how a model is fine-tuned, and what all blocks have in common."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class OwnSplit(Block):
+    """Validation rows from among the training conversations, as the authors' code has it: shuffled by ``seed``, the
+    first ``train_share`` of them are trained on. By conversation, whatever two of them share."""
+
+    train_share: float = Field(gt=0, lt=1)
+    seed: int = Field(ge=0, lt=2**32)
+
+
+class SFT(Block):
+    """What notebooks 02 and 04 share. ``max_train_tokens`` null trains on everything, ``epochs`` times.
+
+    ``method``: qlora (NF4 base, LoRA on all linear layers), lora, or full (all weights, as the authors did).
+    ``compute_dtype``: auto takes bfloat16 where the processor computes in it, float32 elsewhere.
+    ``supervise``: whose turns carry the loss. ``test_conversations``: held-out sessions that before and after are
+    measured on. ``eval_steps``: every so many optimizer steps the loss of ``valid_conversations`` validation rows is
+    logged (null: never), and ``keep`` says what training ends with: the ``best`` of those steps, or the ``last``.
+    ``own_split`` null takes these rows from valid.jsonl of notebook 01.
+    An optimizer step sees batch_size * accumulation * processes segments.
+    """
+
+    base_model: str
+    supervise: Literal["user", "assistant", "both"]
+    method: Literal["qlora", "lora", "full"]
+    compute_dtype: Literal["auto", "float32", "bfloat16"]
+    lora_rank: int = Field(ge=1)
+    lora_alpha: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"]
+    epochs: int = Field(ge=1)
+    max_train_tokens: int | None = Field(ge=1_000)
+    batch_size: int = Field(ge=1, description="segments per device in one forward pass")
+    accumulation: int = Field(ge=1, description="forward passes per optimizer step")
+    gradient_checkpointing: bool
+    checkpoint_steps: int = Field(ge=1)
+    eval_steps: int | None = Field(ge=1)
+    keep: Literal["best", "last"] = "best"
+    own_split: OwnSplit | None = None
+    valid_conversations: int = Field(ge=2)
+    test_conversations: int = Field(ge=2)
+
+    @property
+    def chooses_best(self) -> bool:
+        return self.keep == "best" and self.eval_steps is not None
+
+    @model_validator(mode="after")
+    def _checkpoints_are_evaluated(self) -> SFT:
+        if self.chooses_best and self.checkpoint_steps % self.eval_steps:
+            raise ValueError(f"checkpoint_steps must be a multiple of eval_steps, {self.eval_steps}")
+        return self
+
+
+class UserSFT(SFT):
+    """What notebook 02 adds. ``opening_share``: of the budget of tokens, how much goes to segments that open their
+    session, the rest to those from within one; null takes segments as they come. ``learn_ending``: where a session
+    truly ends, the human's next turn is its end token alone. ``controls``: what the same model is
+    trained on for comparison: the other side, both, or human turns of segments as the authors cut them, without context
+    and as they come. ``samples_shown``: turns to look at.
+    """
+
+    opening_share: float | None = Field(ge=0, le=1)
+    learn_ending: bool
+    controls: list[Literal["assistant", "both", "plain_segments"]]
+    samples_shown: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _a_share_of_something(self) -> UserSFT:
+        if self.opening_share is not None and self.max_train_tokens is None:
+            raise ValueError("opening_share is a share of max_train_tokens, which is null")
+        return self
