@@ -23,7 +23,7 @@ from stub_server import BAD_KEY, StubServer
 
 from realm.conversations.conversation import Message
 from realm.conversations.writers import write_conversations
-from realm.core.profile import load_profile
+from realm.core.profile import Endpoint, load_profile
 from realm.dialogue import encoder
 from realm.evaluation import mt_bench
 from realm.evaluation.mt_bench import Question
@@ -32,6 +32,7 @@ from realm.pipeline.identity import code_behind
 from realm.pipeline.stages import STAGES, open_run, stage_by_number
 from realm.serving import local
 from realm.serving.client import Address, EndpointError
+from realm.serving.words import endpoint_words
 from realm.simulation.endings import SimulationError
 from realm.simulation.run import simulate
 
@@ -217,7 +218,14 @@ def all_keys():
     values["mt_bench"]["judge"] = endpoint
     values["simulation"]["budget"]["user_price"] = {"prompt": 1.0, "completion": 1.0}
     values["simulation"]["budget"]["responder_price"] = {"prompt": 1.0, "completion": 1.0}
-    return [".".join(k) for k in keys_of(values)]
+    # A program's place goes with a server of ours, and these are services: that it says nothing is tested by itself.
+    return [".".join(k) for k in keys_of(values) if k[-1] != "environment"]
+
+
+def test_where_a_servers_program_lies_says_nothing():
+    ours = Endpoint(engine="transformers", model="smollm2-135m", max_new_tokens=8)
+    elsewhere = ours.model_copy(update={"environment": ".venv-serving", "gpu_memory_share": 0.5})
+    assert endpoint_words(ours) == endpoint_words(elsewhere) != endpoint_words(ours.model_copy(update={"top_p": 0.5}))
 
 
 # Where adding one or turning over is not allowed, or would not be a change of this key alone.
