@@ -10,7 +10,8 @@ usage: ./run_all.sh [options]
   --profile NAME   smoke, cpu (default), gpu, paper, or the path of a YAML file
   --from NN        start at this stage (01 to 06)
   --only NN        run this stage alone
-  --force          run stages even if their inputs, profile block and code did not change
+  --force          run stages even if nothing changed; what was said and answered is used again, not paid again, and
+                   what was trained is trained anew
   --dry-run        validate the profile and print the stages: what each reads and writes, what would be skipped;
                    for the two training stages parameters, memory, tokens, steps and a range of time; what is to be
                    downloaded; and what would stop it: seeds or sessions too few, contexts too short, memory, keys and
@@ -19,16 +20,18 @@ usage: ./run_all.sh [options]
   --serving-env    make .venv-serving from cluster/serving.txt: vLLM, which profiles gpu and paper serve models with
   --publish        make a finished run a reference: its figures and metrics to figures/ (profiles other than cpu: to
                    figures/<profile>/), the README's results block
+  --tidy           list what reruns set aside in runs/<profile>/set_aside/, with sizes, and remove it after a yes
+  --yes            with --tidy: remove it without asking
   --test           set up, then run the test suite
   -h, --help       this text
-Results land in runs/<profile>/; open runs/<profile>/report.html. REALM_CACHE moves the cache of data and models, REALM_RUNS the results.
+Results land in runs/<profile>/; open runs/<profile>/report.html. Nothing that was paid for or trained is deleted: what
+no longer fits is set aside. Call again after an interruption, and it goes on. REALM_CACHE moves the cache of data and models, REALM_RUNS the results.
 TEXT
 }
 
 fail() { echo "error: $1" >&2; exit 2; }
 
-PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH="" TEST="" GPUS="" SERVING=""
-FORCE=()
+PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" SERVING="" TIDY=() FORCE=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --profile) PROFILE="${2:?$1 needs a value}"; shift 2 ;;
@@ -38,7 +41,8 @@ while [ $# -gt 0 ]; do
     --dry-run) DRY_RUN=1; shift ;;
     --gpus) GPUS="${2:?$1 needs a value}"; shift 2 ;;
     --serving-env) SERVING=1; shift ;;
-    --publish) PUBLISH=1; shift ;;
+    --publish) PUBLISH=(--publish); shift ;;
+    --tidy|--yes) TIDY+=("$1"); shift ;;
     --test) TEST=1; shift ;;
     -h|--help) usage; exit 0 ;;
     *) fail "$1: unknown option; see ./run_all.sh --help" ;;
@@ -90,6 +94,9 @@ export TOKENIZERS_PARALLELISM=true
 if [ -n "$DRY_RUN" ]; then
   exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --from "$FROM" ${ONLY:+--stage "$ONLY"} ${GPUS:+--gpus "$GPUS"} ${FORCE[@]+"${FORCE[@]}"}
 fi
+if [ ${#TIDY[@]} -gt 0 ]; then
+  exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" "${TIDY[@]}"
+fi
 check() { "$PYTHON" -m realm.pipeline --profile "$PROFILE" --check "$@" ${FORCE[@]+"${FORCE[@]}"}; }
 [ -n "$TEST" ] || check --from "$FROM" ${ONLY:+--stage "$ONLY"}            # what cannot run stops here, before it costs
 "$PYTHON" -m realm.models.assets --quiet --profile "$PROFILE"              # data and models: fetched once, verified each time
@@ -97,19 +104,13 @@ if [ -n "$TEST" ]; then
   exec "$PYTHON" -m pytest
 fi
 
-stage() {
-  if [ -n "$ONLY" ]; then [ "$((10#$1))" -eq "$((10#$ONLY))" ] || return 0; fi
-  [ "$((10#$1))" -ge "$((10#$FROM))" ] || return 0
-  "$PYTHON" -m realm.pipeline --profile "$PROFILE" --stage "$1" --report ${FORCE[@]+"${FORCE[@]}"}
-}
 
-stage 01   # data: read the cut-off ShareGPT file, clean it by the paper's steps, split it by session, show the masks
-[ -n "$ONLY" ] || [ "$((10#$FROM))" -gt 1 ] || check --from 02   # now against the sessions that are there
-stage 02   # UserGPT: QLoRA on the human turns; perplexity of held-out human turns before and after
-stage 03   # RealChat: UserGPT talks with a responder, free and seeded, over the OpenAI protocol
-stage 04   # ReaLM: QLoRA on the answers of RealChat; perplexity of held-out real answers before and after
-stage 05   # MT-Bench: base model and ReaLM answer; the paper's figures from the published scores
-stage 06   # realism: UserGPT and a role-playing model beside humans, with the human floor
-if [ -n "$PUBLISH" ]; then
-  "$PYTHON" -m realm.pipeline --profile "$PROFILE" --publish
-fi
+# ---- the stages in order. This process becomes the one that runs them, so that whoever stops it stops them all.
+#   01  data: read the cut-off ShareGPT file, clean it by the paper's steps, split it by session, show the masks
+#   02  UserGPT: QLoRA on the human turns; perplexity of held-out human turns before and after
+#   03  RealChat: UserGPT talks with a responder, free and seeded, over the OpenAI protocol
+#   04  ReaLM: QLoRA on the answers of RealChat; perplexity of held-out real answers before and after
+#   05  MT-Bench: base model and ReaLM answer; the paper's figures from the published scores
+#   06  realism: UserGPT and a role-playing model beside humans, with the human floor
+if [ -n "$ONLY" ]; then WHICH=(--stage "$ONLY"); else WHICH=(--all --from "$FROM"); fi
+exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" "${WHICH[@]}" --report ${FORCE[@]+"${FORCE[@]}"} ${PUBLISH[@]+"${PUBLISH[@]}"}

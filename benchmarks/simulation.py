@@ -49,10 +49,12 @@ from realm.models import assets
 from realm.serving.client import Address, Client, Reply
 from realm.serving.local import reach
 from realm.simulation.endings import EndReason
-from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT, Simulation, end_reasons, speaker
+from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT, Simulation
 from realm.simulation.journal import Journal
+from realm.simulation.limits import speaker
 from realm.simulation.plan import Start, plan
 from realm.simulation.simulators import ROLEPLAY
+from realm.simulation.standing import end_reasons
 
 RESULTS = Path(__file__).parent / "results" / "simulation.csv"
 MODEL = "smollm2-135m"

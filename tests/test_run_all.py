@@ -41,6 +41,8 @@ def test_help_lists_every_option(option):
         "--gpus",
         "--serving-env",
         "--publish",
+        "--tidy",
+        "--yes",
         "--test",
     ):
         assert name in done.stdout
@@ -181,3 +183,10 @@ def test_a_broken_profile_stops_before_anything_is_fetched(tmp_path):
     assert done.returncode == 1
     assert "dialogue.max_length" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml"]
+
+
+@FITTING
+def test_tidy_says_that_there_is_nothing(tmp_path):
+    done = run_all("--tidy", "--profile", "smoke", REALM_RUNS=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path / 'smoke'}: nothing was set aside\n"

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from stub_server import BAD_KEY, StubServer
 
+from realm.core.files import ArtefactError
 from realm.core.metrics import Metrics
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT
 from realm.evaluation import mt_bench, published
@@ -132,12 +133,54 @@ def test_more_questions_ask_only_for_what_is_missing(server, questions, tmp_path
     assert len(server.completions) == 4
 
 
-def test_answers_of_another_model_are_not_taken_for_ours(server, questions, tmp_path):
-    answer(server, questions[:2], tmp_path / "a.jsonl", model="base")
+OTHER = {"length": {"max_new_tokens": 24}, "top-p": {"top_p": 0.5}}
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_answers_under_other_sampling_are_asked_for_and_the_old_ones_stay(server, questions, tmp_path, change, capsys):
+    first = answer(server, questions[:2], tmp_path / "a.jsonl")
     server.requests.clear()
-    records = answer(server, questions[:2], tmp_path / "a.jsonl", model="realm")
-    assert {r["model_id"] for r in records} == {"realm"}
+    capsys.readouterr()
+    answer(server, questions[:2], tmp_path / "a.jsonl", **OTHER[change])
     assert len(server.completions) == 4
+    [key] = OTHER[change]
+    noted = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(noted) == 1 and f"was said otherwise ({key} " in noted[0]
+    server.requests.clear()
+    assert answer(server, questions[:2], tmp_path / "a.jsonl") == first
+    assert server.completions == []
+
+
+def test_answers_under_another_seed_are_asked_for(server, questions, tmp_path):
+    answer(server, questions[:2], tmp_path / "a.jsonl")
+    server.requests.clear()
+    path = tmp_path / "a.jsonl"
+    with_client(server, lambda client: mt_bench.answer(client, questions[:2], path, "realm", seed=8))
+    assert len(server.completions) == 4
+
+
+def test_answers_of_another_model_under_the_same_name_are_asked_for(server, questions, tmp_path):
+    for n, weights in enumerate(("a", "b", "a")):
+        server.requests.clear()
+
+        async def inside(weights=weights):
+            words = {"engine": "llama.cpp", "weights": weights}
+            client = Client(Address(server.url, "stub"), server.endpoint(), "realm", words)
+            try:
+                await mt_bench.answer(client, questions[:2], tmp_path / "a.jsonl", "realm", seed=7)
+            finally:
+                await client.close()
+
+        asyncio.run(inside())
+        assert len(server.completions) == (4, 4, 0)[n]
+
+
+def test_pace_and_patience_ask_for_nothing(server, questions, tmp_path):
+    answer(server, questions[:2], tmp_path / "a.jsonl")
+    server.requests.clear()
+    patient = {"concurrency": 1, "timeout_seconds": 9.0, "max_retries": 2, "requests_per_minute": 600}
+    answer(server, questions[:2], tmp_path / "a.jsonl", context_length=4096, api_key_env=None, **patient)
+    assert server.completions == []
 
 
 def test_answers_given_before_a_failure_are_kept(server, questions, tmp_path):
@@ -149,11 +192,36 @@ def test_answers_given_before_a_failure_are_kept(server, questions, tmp_path):
     assert len(server.completions) < 16
 
 
-def test_a_broken_answer_file_names_the_line(server, questions, tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text("{}x\n")
-    with pytest.raises(MTBenchError, match="line 1 is not JSON"):
-        answer(server, questions[:1], path)
+def kept_file(folder):
+    [path] = folder.glob("*.kept")
+    return path
+
+
+def test_a_broken_line_of_kept_answers_is_named(server, questions, tmp_path):
+    answer(server, questions[:1], tmp_path / "a.jsonl")
+    path = kept_file(tmp_path)
+    path.write_text("{}x\n" + path.read_text())
+    with pytest.raises(ArtefactError, match=r"a-\w+\.journal\.kept: line 1 is no kept answer; take that line out"):
+        answer(server, questions[:1], tmp_path / "a.jsonl")
+
+
+def test_an_answer_that_was_being_written_when_the_run_was_killed_is_asked_again_alone(server, questions, tmp_path):
+    answer(server, questions[:2], tmp_path / "a.jsonl")
+    path = kept_file(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    server.requests.clear()
+    for _ in range(2):
+        answer(server, questions[:2], tmp_path / "a.jsonl")
+    assert len(server.completions) == 1
+
+
+def test_an_answer_with_a_line_separator_of_unicode_stays_one_line(server, questions, tmp_path):
+    server.reply = lambda body: "one\u2028two"
+    first = answer(server, questions[:1], tmp_path / "a.jsonl")
+    server.requests.clear()
+    assert answer(server, questions[:1], tmp_path / "a.jsonl") == first
+    assert mt_bench.read_answers(tmp_path / "a.jsonl") == first
+    assert server.completions == []
 
 
 # ---------------------------------------------------------------- judging
@@ -188,9 +256,19 @@ def judged(server, questions, tmp_path):
     drawn = mt_bench.draw_stratified(questions, 16, seed=1)
     records = answer(server, drawn, tmp_path / "a.jsonl")
     server.requests.clear()
-    ratings = iter(["[[7]]", "[[8.5]]", "no idea", "[[11]]"] * 8)
+    ratings = iter(["[[7]]", "[[8.5]]", "no idea", "[[11]]"] * 9)
     server.reply = lambda body: f"Rating: {next(ratings)}"
     return drawn, records, judge(server, drawn, records, tmp_path / "judgments" / "realm.jsonl")
+
+
+def test_judgments_are_not_asked_for_again_and_other_answers_are_judged_anew(judged, server, tmp_path):
+    drawn, records, first = judged
+    server.requests.clear()
+    assert judge(server, drawn, records, tmp_path / "judgments" / "realm.jsonl") == first
+    assert server.completions == []
+    choice = {"index": 0, "turns": ["another first answer", records[0]["choices"][0]["turns"][1]]}
+    judge(server, drawn, [{**records[0], "choices": [choice]}, *records[1:]], tmp_path / "judgments" / "realm.jsonl")
+    assert len(server.completions) == 2  # both gradings of that question show its first answer
 
 
 def test_judgments_stand_in_fastchats_layout(judged, tmp_path):

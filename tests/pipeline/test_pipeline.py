@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import functools
 import html
 import io
@@ -18,10 +19,10 @@ from realm.core import secrets
 from realm.core.files import REPOSITORY, ArtefactError, file_sha256, read_json, write_json
 from realm.core.profile import ProfileError, load_profile, run_folder
 from realm.core.secrets import redact
-from realm.models import assets
-from realm.pipeline import commands, identity, imports, runner, stages
+from realm.models import assets, weights
+from realm.pipeline import commands, identity, imports, marks, runner, stages
 from realm.pipeline.commands import main
-from realm.pipeline.identity import code_hash, fingerprint, is_done
+from realm.pipeline.identity import code_behind, made_of
 from realm.pipeline.runner import StageFailed, run_lock, run_stage
 from realm.pipeline.stages import NOTEBOOKS, STAGES, Stage, open_run, stage_by_number
 
@@ -58,13 +59,13 @@ def tiny(monkeypatch, tmp_path):
 
 # ---------------------------------------------------------------- what may be skipped
 
-hashed_once = functools.cache(code_hash)
+hashed_once = functools.cache(code_behind)
 
 
 @pytest.fixture
 def same_code(monkeypatch):
     """Where a test changes no code, it is read once for all tests."""
-    monkeypatch.setattr(identity, "code_hash", hashed_once)
+    monkeypatch.setattr(identity, "code_behind", hashed_once)
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def house(monkeypatch, tmp_path):
 
 
 def prints(profile, folder, seed=1):
-    return {s.number: fingerprint(s, profile, seed, folder) for s in STAGES}
+    return {s.number: made_of(s, profile, seed, folder) for s in STAGES}
 
 
 def changed(before, after):
@@ -106,15 +107,6 @@ def with_value(profile, block, **values):
 def test_a_profile_block_changes_its_own_stages(profile, tmp_path, block, values, stages):
     other = with_value(profile, block, **values)
     assert changed(prints(profile, tmp_path), prints(other, tmp_path)) == stages
-
-
-@pytest.mark.usefixtures("same_code")
-def test_a_larger_budget_runs_the_stage_again_and_goes_on_with_what_was_begun(profile, tmp_path):
-    stage, budget = STAGES[2], profile.simulation.budget
-    other = with_value(profile, "simulation", budget=budget.model_copy(update={"requests": 9}))
-    assert changed(prints(profile, tmp_path), prints(other, tmp_path)) == {"03"}
-    begun = [fingerprint(stage, p, 1, tmp_path, budget=False) for p in (profile, other)]
-    assert begun[0] == begun[1]
 
 
 @pytest.mark.usefixtures("same_code")
@@ -267,17 +259,22 @@ def finish(stage, profile, folder, seed=1):
     out.mkdir(parents=True)
     for name in (*stage.writes, "metrics.json", "manifest.json"):
         (out / name).write_text("[]")
-    write_json(out / "done.json", {"fingerprint": fingerprint(stage, profile, seed, folder), "seconds": 1.5})
+    marks.finish(stage, made_of(stage, profile, seed, folder), folder, 1.5)
+
+
+def changes(stage, profile, folder, seed=1):
+    return marks.changes(stage, made_of(stage, profile, seed, folder), folder)
 
 
 @pytest.mark.usefixtures("same_code")
 def test_a_stage_is_done_while_nothing_changes(profile, tmp_path):
     stage = STAGES[2]
-    assert not is_done(stage, profile, 1, tmp_path)
+    assert changes(stage, profile, tmp_path) is None
     finish(stage, profile, tmp_path)
-    assert is_done(stage, profile, 1, tmp_path)
-    assert not is_done(stage, profile, 2, tmp_path)
-    assert not is_done(stage, with_value(profile, "simulation", free=9), 1, tmp_path)
+    assert changes(stage, profile, tmp_path) == []
+    assert changes(stage, profile, tmp_path, seed=2) == ["seed 1 -> 2"]
+    other = with_value(profile, "simulation", free=9)
+    assert changes(stage, other, tmp_path) == ["profile simulation.free 2 -> 9"]
 
 
 def test_the_manifest_knows_every_gguf_that_the_stage_serves(profile, tmp_path):
@@ -303,7 +300,47 @@ def test_the_manifest_knows_every_gguf_that_the_stage_serves(profile, tmp_path):
 def test_a_stage_without_one_of_its_artefacts_is_not_done(profile, tmp_path, lost):
     finish(STAGES[2], profile, tmp_path)
     (tmp_path / "03_simulation" / lost).unlink()
-    assert not is_done(STAGES[2], profile, 1, tmp_path)
+    assert changes(STAGES[2], profile, tmp_path) != []
+
+
+@pytest.mark.usefixtures("same_code")
+def test_a_stage_whose_artefact_another_run_wrote_is_not_done(profile, tmp_path):
+    finish(STAGES[2], profile, tmp_path)
+    (tmp_path / "03_simulation" / "realchat.jsonl").write_text("[1]")
+    assert changes(STAGES[2], profile, tmp_path) == ["realchat.jsonl was changed"]
+
+
+def test_the_lock_file_and_local_weights_count_by_content(profile, tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "LOCK", tmp_path / "requirements.lock")
+    model = tmp_path / "model"
+    model.mkdir()
+    own = with_value(profile, "usergpt_sft", base_model=str(model))
+    own = with_value(own, "simulation", responder=own.simulation.responder.model_copy(update={"model": str(model)}))
+    weights = model / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = prints(own, tmp_path)
+    status = weights.stat()
+    weights.write_bytes(b"two")
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
+    second = prints(own, tmp_path)
+    assert changed(before, second) == {"01", "02", "03", "06"}
+    (tmp_path / "requirements.lock").write_text("torch==2\n")
+    assert changed(second, prints(own, tmp_path)) == {s.number for s in STAGES}
+
+
+def test_large_weights_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("REALM_CACHE", str(tmp_path / "cache"))
+    large = tmp_path / "model.safetensors"
+    large.write_bytes(b"a" * weights.SMALL)
+    reads = []
+    monkeypatch.setattr(weights, "file_sha256", lambda path: reads.append(path) or file_sha256(path))
+    found = weights.content_sha256(large)
+    weights._large_file.cache_clear()  # another process
+    assert weights.content_sha256(large) == found == file_sha256(large) and len(reads) == 1
+    status = large.stat()
+    large.write_bytes(b"b" * weights.SMALL)
+    os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert weights.content_sha256(large) == file_sha256(large) != found
 
 
 # ---------------------------------------------------------------- running, without a kernel
@@ -313,14 +350,14 @@ def test_a_stage_without_one_of_its_artefacts_is_not_done(profile, tmp_path, los
 def fake_kernel(monkeypatch, tiny):
     """Stands for the notebook: counts its runs and fails while it is told to."""
     write_notebook(tiny / "notebooks", "pass")
-    state = {"runs": 0, "fail": False, "found": []}
+    state = {"runs": 0, "fail": False, "found": [], "words": "said so far"}
 
     def execute(source, target, parameters, stage):
         state["runs"] += 1
         out = Path(parameters["RUN_DIR"]) / stage.folder
         out.mkdir(parents=True, exist_ok=True)
         state["found"] = sorted(p.name for p in out.iterdir())
-        (out / "journal").write_text("said so far")
+        (out / "journal").write_text(state["words"])
         target.write_text(source.read_text())
         if state["fail"]:
             raise StageFailed("stopped in the middle")
@@ -339,12 +376,32 @@ def stop_in_the_middle(fake_kernel, folder):
     fake_kernel["fail"] = False
 
 
+def contents(folder):
+    """Every file's content, wherever it stands; marks, which are about files, are none."""
+    names = (marks.BEGUN, marks.DONE, ".lock")
+    return sorted(p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in names)
+
+
+def aside(folder):
+    """Place within the stage -> content, of all that was set aside."""
+    files = [p for p in folder.glob("set_aside/*/**/*") if p.is_file()]
+    return {"/".join(p.relative_to(folder).parts[2:]): p.read_text() for p in files}
+
+
 def test_a_second_run_is_skipped_and_force_repeats_it(fake_kernel, tiny):
     assert run_stage(TINY, "smoke", tiny / "out") is not None
     assert run_stage(TINY, "smoke", tiny / "out") is None
     assert fake_kernel["runs"] == 1
     assert run_stage(TINY, "smoke", tiny / "out", force=True) is not None
-    assert fake_kernel["found"] == ["begun.json"]  # force starts from an empty folder
+    assert fake_kernel["found"] == ["begun.json"]
+    assert aside(tiny / "out").keys() == {
+        "artefact.txt",
+        "begun.json",
+        "done.json",
+        "journal",
+        "manifest.json",
+        "metrics.json",
+    }
 
 
 def test_an_interrupted_stage_finds_what_it_had_written(fake_kernel, tiny):
@@ -354,11 +411,55 @@ def test_an_interrupted_stage_finds_what_it_had_written(fake_kernel, tiny):
     assert "journal" in fake_kernel["found"]
 
 
-def test_what_other_code_left_half_done_goes(fake_kernel, tiny):
+def test_what_other_code_left_half_done_is_set_aside_and_one_line_says_why(fake_kernel, tiny, capsys):
     stop_in_the_middle(fake_kernel, tiny / "out")
     write_notebook(tiny / "notebooks", "pass  # changed")
     run_stage(TINY, "smoke", tiny / "out")
     assert fake_kernel["found"] == ["begun.json"]
+    assert aside(tiny / "out")["journal"] == "said so far"
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert "01_data: run anew (code 01_tiny.ipynb)" in line and "set_aside" in line
+
+
+KEEPING = dataclasses.replace(TINY, keeps=("journal*",))
+
+
+def test_a_stage_that_is_rerun_takes_its_journal_along(fake_kernel, tiny):
+    for force in (False, True):
+        run_stage(KEEPING, "smoke", tiny / "out", force=force)
+        write_notebook(tiny / "notebooks", f"pass  # changed, {force}")
+        run_stage(KEEPING, "smoke", tiny / "out", force=force)
+        assert fake_kernel["found"] == ["begun.json", "journal"]
+
+
+@pytest.mark.parametrize("file", ["training/loss.py", "reporting/figures.py"])
+def test_checkpoints_of_the_same_training_stay_and_others_are_set_aside(profile, house, file):
+    stage, run = STAGES[1], house / "run"
+    checkpoint = run / stage.folder / "checkpoints" / "checkpoint-3" / "adapter.safetensors"
+    marks.begin(stage, made_of(stage, profile, 1, run), run)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("hours")
+    with (house / "lib" / "realm" / file).open("a") as handle:
+        handle.write("\n# changed\n")
+    marks.begin(stage, made_of(stage, profile, 1, run), run)
+    same = file.startswith("reporting")
+    assert checkpoint.exists() == same
+    assert ("checkpoints/checkpoint-3/adapter.safetensors" in aside(run)) != same
+
+
+def test_nothing_on_disk_is_gone_whatever_is_rerun(fake_kernel, tiny):
+    folder, seen = tiny / "out", []
+    for n in range(6):
+        fake_kernel["words"] = f"words {n}"
+        write_notebook(tiny / "notebooks", f"pass  # {n}")
+        if n % 2:
+            stop_in_the_middle(fake_kernel, folder)
+        else:
+            run_stage(TINY, "smoke", folder, force=n == 4)
+        seen += [f"words {n}".encode()]
+        write_notebook(tiny / "notebooks", f"pass  # {n}, again")
+        run_stage(TINY, "smoke", folder)
+        assert set(seen) <= set(contents(folder))
 
 
 def test_a_changed_notebook_runs_again(fake_kernel, tiny):
@@ -643,6 +744,7 @@ def test_a_dry_run_describes_every_stage(name, monkeypatch, tmp_path, capsys):
 def test_a_dry_run_says_what_would_be_skipped(profile, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("REALM_RUNS", str(tmp_path))
     finish(STAGES[0], profile, tmp_path / "smoke", seed=profile.seed)
+    monkeypatch.setattr(commands, "check", lambda *_: [])  # there are no seeds in what stands for stage 01
     assert main(["--profile", "smoke", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "01 01_data_inspection: would be skipped: done" in shown
@@ -684,3 +786,83 @@ def test_every_stage_reads_what_an_earlier_one_writes():
         assert set(stage.reads) <= written
         written |= {f"{stage.folder}/{w}" for w in stage.writes}
         assert (NOTEBOOKS / f"{stage.notebook}.ipynb").exists()
+
+
+# ---------------------------------------------------------------- stale, tidy, whose folder
+
+
+@pytest.fixture
+def two_stages(monkeypatch, tiny, fake_kernel):
+    """A second stage that reads what the first writes; both were run."""
+    second = Stage("02", "02_tiny", "02_next", ("usergpt_sft",), ("01_data/artefact.txt",), ("more.txt",))
+    monkeypatch.setattr(stages, "STAGES", (TINY, second))
+    write_notebook(tiny / "notebooks", "pass", name=second.notebook)
+    assert main(["--profile", "smoke", "--all", "--report"]) == 0
+    return tiny
+
+
+def page(place):
+    return (place / "runs" / "smoke" / "report.html").read_text()
+
+
+def test_a_report_marks_what_is_stale_and_what_was_made_from_it(two_stages, capsys):
+    assert 'class="stale"' not in page(two_stages)
+    write_notebook(two_stages / "notebooks", "pass  # changed")
+    capsys.readouterr()
+    assert main(["--profile", "smoke", "--report"]) == 0
+    assert page(two_stages).count('<span class="stale">stale</span>') == 2
+    assert "code 01_tiny.ipynb" in page(two_stages) and "made from stage 01, which is stale" in page(two_stages)
+    assert "note: stage 01 is stale in the report: code 01_tiny.ipynb" in capsys.readouterr().err
+    assert main(["--profile", "smoke", "--all", "--report"]) == 0
+    assert 'class="stale"' not in page(two_stages)
+
+
+def test_a_stale_stage_is_not_published(two_stages, monkeypatch, capsys):
+    published = []
+    monkeypatch.setattr(commands, "publish", lambda *given: published.append(given))
+    write_notebook(two_stages / "notebooks", "pass  # changed")
+    assert main(["--profile", "smoke", "--publish"]) == 1
+    assert re.search(r"error: .*not published, stages are stale: 01 \(code 01_tiny.ipynb\)", capsys.readouterr().err)
+    assert published == []
+    assert main(["--profile", "smoke", "--all", "--publish"]) == 0
+    assert len(published) == 1
+
+
+def test_tidy_lists_and_removes_after_a_yes_alone(two_stages, capsys, monkeypatch):
+    assert main(["--profile", "smoke", "--tidy"]) == 0
+    assert "nothing was set aside" in capsys.readouterr().out
+    assert main(["--profile", "smoke", "--all", "--force"]) == 0
+    place = two_stages / "runs" / "smoke" / "set_aside"
+    kept = sorted(p.name for p in place.iterdir())
+    assert len(kept) == 2
+    capsys.readouterr()
+    for answer in (None, "", "n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        if answer is not None:
+            monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+            monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+        assert main(["--profile", "smoke", "--tidy"]) == 0
+        shown = capsys.readouterr().out
+        assert all(f"bytes  {place / name}" in shown or f"kB  {place / name}" in shown for name in kept)
+        assert sorted(p.name for p in place.iterdir()) == kept
+    assert main(["--profile", "smoke", "--tidy", "--yes"]) == 0
+    assert list(place.iterdir()) == []
+    assert (two_stages / "runs" / "smoke" / "02_next" / "more.txt").exists()
+
+
+def test_yes_goes_with_tidy_alone(tiny, capsys):
+    assert main(["--profile", "smoke", "--yes"]) == 1
+    assert capsys.readouterr().err == "error: --yes: goes with --tidy alone\n"
+
+
+def test_a_profile_of_the_users_does_not_land_in_the_run_of_the_shipped_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("REALM_RUNS", str(tmp_path / "runs"))
+    own = tmp_path / "cpu.yaml"
+    shutil.copy(REPOSITORY / "profiles" / "cpu.yaml", own)
+    shipped = REPOSITORY / "profiles" / "cpu.yaml"
+    assert run_folder("cpu") == run_folder(str(shipped)) == tmp_path / "runs" / "cpu"
+    assert run_folder(str(own)) == tmp_path / "runs" / "cpu-own"
+    monkeypatch.chdir(tmp_path)
+    assert run_folder("cpu.yaml") == tmp_path / "runs" / "cpu-own"
+    monkeypatch.chdir(REPOSITORY)
+    assert run_folder("profiles/cpu.yaml") == tmp_path / "runs" / "cpu"

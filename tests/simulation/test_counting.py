@@ -13,9 +13,9 @@ from realm.models import assets
 from realm.serving.client import Address
 from realm.serving.counting import TokenCounter
 from realm.simulation.endings import EndReason
-from realm.simulation.engine import end_reasons
 from realm.simulation.plan import plan
 from realm.simulation.run import own_tokenizer
+from realm.simulation.standing import end_reasons
 
 
 @pytest.mark.parametrize(("counted", "reason"), [(10_000, EndReason.CONTEXT_FULL), (None, EndReason.MAX_ROUNDS)])

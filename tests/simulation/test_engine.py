@@ -14,10 +14,11 @@ from realm.dialogue.format import USER_SYSTEM_PROMPT
 from realm.pipeline import runner
 from realm.reporting import display
 from realm.simulation.endings import EndReason, SimulationError
-from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT, end_reasons
+from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT
 from realm.simulation.journal import Journal, journal_path
 from realm.simulation.plan import plan
 from realm.simulation.simulators import ROLEPLAY, USERGPT
+from realm.simulation.standing import end_reasons
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 

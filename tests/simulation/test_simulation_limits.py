@@ -31,11 +31,11 @@ from realm.core.seeds import turn_seed
 from realm.simulation.breaker import FAILS_EVERYBODY, Breaker
 from realm.simulation.budget import Ledger, dollars, estimate, share
 from realm.simulation.endings import FAILED_ENDINGS_ASKED_AGAIN, EndReason
-from realm.simulation.engine import end_reasons
-from realm.simulation.journal import Usage
 from realm.simulation.plan import plan, plan_replay
+from realm.simulation.records import Usage
 from realm.simulation.run import SimulationError
 from realm.simulation.simulators import REPLAY, USERGPT
+from realm.simulation.standing import end_reasons
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 PRICE = Price(prompt=1.0, completion=10.0)

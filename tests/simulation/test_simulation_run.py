@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -22,11 +23,16 @@ from realm.conversations.writers import write_conversations
 from realm.core.profile import Endpoint, load_profile, run_folder
 from realm.dialogue import encoder
 from realm.models import assets
+from realm.serving import local
+from realm.serving.client import Address
 from realm.simulation import export
+from realm.simulation import run as simulation
 from realm.simulation.endings import Ending, EndReason
-from realm.simulation.journal import Attempt, Journal, Usage
+from realm.simulation.journal import Journal
 from realm.simulation.plan import Shard, plan
+from realm.simulation.records import Attempt, Usage
 from realm.simulation.run import STAGE_FOLDER, SimulationError, identity, main, merge, simulate
+from realm.simulation.simulators import USERGPT
 
 FILES = ["README.md", "realchat.jsonl", "realchat.parquet", "realchat_sharegpt.json"]
 
@@ -162,15 +168,15 @@ def test_a_finished_run_connects_to_nothing(folder):
     assert again.resumed_turns == 9 * 4 - 3 * 2
 
 
-def test_what_does_not_shape_the_words_does_not_change_the_journal(servers):
+def test_what_does_not_shape_the_words_does_not_change_the_journal(servers, folder):
     one = profile_of(servers)
     patience = {"timeout_seconds": 9.0, "concurrency": 2, "requests_per_minute": 60, "max_retries": 3}
     patient = servers[0].endpoint(context_length=4096, **patience)
     budget = one.simulation.budget.model_copy(update={"requests": 5})
-    assert identity(one, 7) == identity(profile_of(servers, user=patient, budget=budget, free=9), 7)
+    assert identity(one, 7, folder) == identity(profile_of(servers, user=patient, budget=budget, free=9), 7, folder)
     warm = servers[0].endpoint(context_length=4096, temperature=0.1)
-    assert identity(one, 7) != identity(profile_of(servers, user=warm), 7)
-    assert identity(one, 7) != identity(one, 8)
+    assert identity(one, 7, folder) != identity(profile_of(servers, user=warm), 7, folder)
+    assert identity(one, 7, folder) != identity(one, 8, folder)
 
 
 def test_a_replay_runs_by_profile_without_a_user(servers, folder):
@@ -240,7 +246,7 @@ def test_shards_together_are_the_whole_run(servers, folder, tmp_path):
         run(chosen, other, Shard(number, 3))
     assert not (other / STAGE_FOLDER / "realchat.jsonl").exists()
     assert asked(servers) == 2 * paid
-    assert merge(chosen, 7, other) == merge(chosen, 7, other) == 3
+    assert merge(chosen, 7, other)[0] == merge(chosen, 7, other)[0] == 3
     joined = run(chosen, other)
     assert asked(servers) == 2 * paid
     assert joined.usage == whole.usage
@@ -269,11 +275,30 @@ def test_a_merge_keeps_what_ended_and_replaces_what_did_not(tmp_path):
     main_one.absorb(tmp_path / "shard.sqlite")
     assert [main_one.turns(n)[0].content for n in ("whole", "cut")] == ["main", "shard"]
     assert main_one.ended() == {"whole": EndReason.MAX_ROUNDS, "cut": EndReason.USER_ENDED}
+    assert main_one.usage() == {"user": Usage(3, 3, 3)}  # what was paid for words that were replaced stays paid
+    main_one.choose(["whole", "cut"])
     assert main_one.usage() == {"user": Usage(2, 2, 2)}
     main_one.close()
 
 
-def test_a_merge_leaves_no_tries_of_turns_that_it_replaced(tmp_path):
+def test_a_merge_leaves_no_tries_of_turns_that_it_replaced_and_forgets_none(tmp_path):
+    main_one, shard = Journal(tmp_path / "main.sqlite"), Journal(tmp_path / "shard.sqlite")
+    for journal, turns in ((main_one, 3), (shard, 1)):
+        for position in range(turns):
+            paid = Attempt("cut", position, 0, "user", 1, 1, "kept")
+            journal.add_turn("cut", position, Message("user", str(position)), paid)
+    main_one.end(["cut"], Ending(EndReason.BUDGET_SPENT))
+    shard.end(["cut"], Ending(EndReason.EMPTY_TURN))
+    shard.close()
+    for _ in range(2):
+        main_one.absorb(tmp_path / "shard.sqlite")
+    assert len(main_one.turns("cut")) == 1
+    assert main_one.faults("cut", 1) == main_one.faults("cut", 2) == []
+    assert main_one.usage() == {"user": Usage(4, 4, 4)}
+    main_one.close()
+
+
+def test_a_merge_takes_of_two_cut_short_what_came_further(tmp_path):
     main_one, shard = Journal(tmp_path / "main.sqlite"), Journal(tmp_path / "shard.sqlite")
     for journal, turns in ((main_one, 3), (shard, 1)):
         for position in range(turns):
@@ -282,9 +307,144 @@ def test_a_merge_leaves_no_tries_of_turns_that_it_replaced(tmp_path):
         journal.end(["cut"], Ending(EndReason.BUDGET_SPENT))
     shard.close()
     main_one.absorb(tmp_path / "shard.sqlite")
-    assert len(main_one.turns("cut")) == 1
-    assert main_one.faults("cut", 1) == main_one.faults("cut", 2) == []
+    assert len(main_one.turns("cut")) == 3
     main_one.close()
+
+
+def test_shards_and_the_whole_run_take_from_each_other(servers, folder):
+    few, many = profile_of(servers, free=2, seeded=1), profile_of(servers)
+    run(few, folder)
+    first = asked(servers)
+    for number in (1, 2):
+        run(many, folder, Shard(number, 2))
+    whole = 9 * 4 - 3 * 2
+    assert asked(servers) == whole
+    for number in (1, 2, 3):  # another division asks nothing again
+        run(many, folder, Shard(number, 3))
+    assert asked(servers) == whole > first
+    assert len(run(many, folder).conversations) == 9  # without --merge too
+    assert asked(servers) == whole
+
+
+def test_a_merge_without_endpoints_exports_and_starts_nothing(folder):
+    with StubServer() as user, StubServer() as responder:
+        chosen = profile_of((user, responder))
+        for number in (1, 2):
+            run(chosen, folder, Shard(number, 2))
+    count, outcome = merge(chosen, 7, folder)  # both are gone
+    assert (count, outcome.reasons.total()) == (2, 9)
+    assert len(load_conversations(folder / STAGE_FOLDER / "realchat.jsonl")) == 9
+
+
+def test_a_merge_of_a_spent_budget_exports_and_asks_nothing(servers, folder, monkeypatch):
+    budget = load_profile("smoke").simulation.budget.model_copy(update={"requests": 13})
+    chosen = profile_of(servers, budget=budget)
+    for number in (1, 2):
+        run(chosen, folder, Shard(number, 2))
+    assert asked(servers) == 12
+    monkeypatch.setattr(simulation, "connect", lambda *_, **__: pytest.fail("a server was started"))
+    _, outcome = merge(chosen, 7, folder)
+    assert outcome.reasons["budget_spent"] > 0 and outcome.reasons.total() == 9
+    whole = budget.model_copy(update={"requests": 12})
+    again = run(profile_of(servers, budget=whole), folder)  # nothing is left to spend
+    assert again.reasons == outcome.reasons and asked(servers) == 12
+
+
+def test_exports_that_change_are_set_aside(servers, folder):
+    out = folder / STAGE_FOLDER
+    run(profile_of(servers), folder)
+    before = {name: (out / name).read_bytes() for name in FILES}
+    run(profile_of(servers), folder)
+    assert not (folder / "set_aside").exists()
+    run(profile_of(servers, free=8), folder)
+    [place] = (folder / "set_aside").iterdir()
+    assert {p.name: p.read_bytes() for p in place.iterdir()} == before
+
+
+# ---------------------------------------------------------------- whose words
+
+
+def test_fewer_rounds_cut_and_more_go_on_without_asking_again(servers, folder):
+    told = {}
+    for rounds, more in ((2, 30), (1, 0), (3, 18), (2, 0)):
+        before = asked(servers)
+        outcome = run(profile_of(servers, max_rounds=rounds), folder)
+        assert asked(servers) - before == more
+        assert {c.rounds for c in outcome.conversations} == {rounds}
+        assert outcome.reasons == {"max_rounds": 9}
+        assert told.setdefault(rounds, as_told(outcome.conversations)) == as_told(outcome.conversations)
+
+
+def test_another_context_cuts_and_goes_on_without_asking_again(servers, folder):
+    servers[1].reply = lambda body: "word " * 30
+    short = [s.endpoint(context_length=400) for s in servers]
+    long = [s.endpoint(context_length=4096) for s in servers]
+    told = []
+    for user, responder in (short, long, short):
+        chosen = profile_of(servers, user=user, responder=responder, max_rounds=4)
+        told.append(as_told(run(chosen, folder).conversations))
+    assert told[0] == told[2] and told[0] != told[1]
+    assert all(b["messages"][: len(a["messages"])] == a["messages"] for a, b in zip(*told[:2], strict=True))
+    assert len({r.body["seed"] for s in servers for r in s.completions}) == asked(servers)
+
+
+def test_another_opening_under_the_same_name_is_another_conversation(servers, folder):
+    run(profile_of(servers, free=0, seeded=1), folder)
+    first = load_conversations(folder / STAGE_FOLDER / "realchat.jsonl")
+    shortened = [Conversation(c.id, (c.messages[0], Message("assistant", "Short."))) for c in SEEDS]
+    for seeds, asks in ((shortened, 2), (SEEDS, 0)):
+        write_conversations(folder / "01_data" / "seeds.jsonl", seeds)
+        before = asked(servers)
+        run(profile_of(servers, free=0, seeded=1), folder)
+        assert asked(servers) - before == asks
+    assert load_conversations(folder / STAGE_FOLDER / "realchat.jsonl") == first
+
+
+@pytest.fixture
+def local_user(servers, folder, monkeypatch):
+    """A profile whose user is the model of stage 02, served by the stub, and that model's folder."""
+    merged = folder / "02_usergpt_sft" / "merged"
+    merged.mkdir(parents=True)
+    (merged / "model.safetensors").write_bytes(b"weights")
+    (merged / "README.md").write_text("a card, with a date")
+
+    @contextlib.contextmanager
+    def reached(endpoint, *_, **__):
+        yield Address(endpoint.base_url or servers[0].url, "stub")
+
+    monkeypatch.setattr(local, "reach", reached)
+    user = Endpoint(engine="llama.cpp", model="stage:02_usergpt_sft", max_new_tokens=16, context_length=4096)
+    return profile_of(servers, user=user), merged
+
+
+def test_other_weights_get_another_journal_beside_it_and_one_line(local_user, servers, folder, capsys):
+    chosen, merged = local_user
+    run(chosen, folder)
+    whole = asked(servers)
+    (merged / "README.md").write_text("another date")
+    run(chosen, folder)
+    assert asked(servers) == whole
+    capsys.readouterr()
+    (merged / "model.safetensors").write_bytes(b"other weights")
+    run(chosen, folder)
+    assert asked(servers) == 2 * whole
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: journal-")]
+    assert re.search(
+        r"journal-\w+\.sqlite is new: what journal-\w+\.sqlite keeps was said otherwise \(user\.weights", line
+    )
+    assert len(list((folder / STAGE_FOLDER).glob("journal-*.sqlite"))) == 2
+    (merged / "model.safetensors").write_bytes(b"weights")
+    run(chosen, folder)
+    assert asked(servers) == 2 * whole
+
+
+def test_other_prompts_get_another_journal(servers, folder, monkeypatch):
+    run(profile_of(servers), folder)
+    whole = asked(servers)
+    monkeypatch.setattr(simulation, "USERGPT", dataclasses.replace(USERGPT, system="Another prompt."))
+    monkeypatch.setitem(simulation.SIMULATORS, "usergpt", simulation.USERGPT)
+    run(profile_of(servers), folder)
+    assert asked(servers) == 2 * whole
 
 
 # ---------------------------------------------------------------- command line

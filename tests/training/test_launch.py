@@ -160,7 +160,7 @@ def test_a_control_is_trained_by_the_same_launcher(job, monkeypatch, kind):
     same(load_peft_weights(str(folder / TRAINED), device="cpu"), learned, rtol=0, atol=0)
     assert alone.training is together.training is False
     sweep(shared.folder)
-    assert [p.name for p in folder.iterdir()] == ["train_log.jsonl"]
+    assert {p.name for p in folder.iterdir()} == {"train_log.jsonl", "checkpoints"}
 
 
 def test_rows_that_differ_from_the_notebooks_are_refused(job, capsys):

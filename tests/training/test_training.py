@@ -19,7 +19,7 @@ from realm.evaluation.perplexity import perplexity_of
 from realm.training import base as base_room
 from realm.training import likelihood as likelihood_room
 from realm.training import trainer
-from realm.training.artefacts import save_servable, sweep
+from realm.training.artefacts import TRAINED, save_servable, sweep
 from realm.training.base import TrainingError, adapter_off, add_adapter, compute_dtype, load_base
 from realm.training.likelihood import Likelihood, likelihood
 from realm.training.loss import supervised_nll
@@ -405,11 +405,26 @@ def test_batches_hold_rows_of_like_length_and_come_in_no_order_of_length():
 @pytest.mark.parametrize("change", [{"learning_rate": 5e-3}, {"supervise": "assistant"}])
 def test_checkpoints_of_another_configuration_are_not_resumed(folder, tokenizer, rows, tmp_path, monkeypatch, change):
     first, second = sft(folder), sft(folder, **change)
-    interrupted(monkeypatch, first, tokenizer, rows, tmp_path, at_step=3)
-    assert list((tmp_path / "checkpoints").glob("checkpoint-*"))
+    stage = tmp_path / "02_usergpt_sft"
+    interrupted(monkeypatch, first, tokenizer, rows, stage, at_step=3)
+    [left] = (stage / "checkpoints").glob("checkpoint-*")
+    before = {p.name: p.read_bytes() for p in left.iterdir()}
     calls = count_batches(monkeypatch)
-    train(fresh_model(second), tokenizer, rows, second, tmp_path, seed=1)
+    train(fresh_model(second), tokenizer, rows, second, stage, seed=1)
     assert len(calls) == 6  # 12 rows in batches of 2: from the first
+    [kept] = tmp_path.glob("set_aside/*-02_usergpt_sft/checkpoints/checkpoint-*")
+    assert {p.name: p.read_bytes() for p in kept.iterdir()} == before
+
+
+@pytest.mark.parametrize("values", [{}, {"test_conversations": 9}])
+def test_a_training_that_was_finished_is_not_done_again(folder, tokenizer, rows, tmp_path, monkeypatch, values):
+    first, config = fresh_model(sft(folder)), sft(folder, **values)
+    log = train(first, tokenizer, rows, sft(folder), tmp_path / "02_usergpt_sft", seed=1)
+    calls = count_batches(monkeypatch)
+    again = fresh_model(config)
+    assert train(again, tokenizer, rows, config, tmp_path / "02_usergpt_sft", seed=1) == log
+    assert calls == []
+    assert all(torch.equal(v, dict(again.named_parameters())[n]) for n, v in first.named_parameters())
 
 
 def test_checkpoints_of_another_seed_are_not_resumed(folder, tokenizer, rows, tmp_path, monkeypatch):
@@ -723,11 +738,12 @@ def test_what_an_unfinished_stage_needs_stays_until_it_is_done(folder, tokenizer
     for name, value in weights(model).items():
         assert torch.equal(weights(again)[name], value)
     (tmp_path / "control_both" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "control_both" / TRAINED).mkdir()
     sweep(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {
-        *("adapter", "merged", "base_model.txt", "train_log.jsonl", "control_both")
+        *("adapter", "merged", "base_model.txt", "train_log.jsonl", "control_both", "checkpoints")
     }
-    assert not list((tmp_path / "control_both").iterdir())
+    assert [p.name for p in (tmp_path / "control_both").iterdir()] == ["checkpoints"]  # they took hours
 
 
 def test_saving_again_replaces_what_was_there(served, tokenizer, tmp_path):

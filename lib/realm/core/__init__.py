@@ -2,7 +2,7 @@
 
 Rooms in reading order: ``profile`` (typed values of a run, each part a ``block``; ``endpoint`` and ``fine_tunes`` are
 parts with rooms of their own; what is wrong with values says ``profile_errors``), ``files`` (whole or not there),
-``secrets``, ``errors`` (one line for the reader), ``metrics``, ``manifest``, ``seeds``, ``cards``, ``quiet`` (noise of
-libraries).
+``set_aside`` (what no longer fits), ``locks`` (one writer), ``secrets``, ``errors`` (one line for the reader),
+``metrics``, ``manifest``, ``seeds``, ``cards``, ``quiet`` (noise of libraries).
 Imports nothing else of the library.
 """

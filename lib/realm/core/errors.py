@@ -20,7 +20,7 @@ class TooFewError(OneLineError, ValueError):
     """Less is there than the profile asks for; the message names the step, the counts and the key to change."""
 
 
-def exit_code(action: Callable[[], int | None], interrupted: str) -> int:
+def exit_code(action: Callable[[], int | None], interrupted: str | Callable[[], str]) -> int:
     """Do what a command line asks for; its exit code, with one line on standard error where it failed.
 
     130 and the line ``interrupted`` where the reader stopped it. Other errors are faults of ours and are raised.
@@ -32,7 +32,7 @@ def exit_code(action: Callable[[], int | None], interrupted: str) -> int:
     except PermissionError as error:
         tell(f"{error.filename}: cannot write here ({error.strerror}); check permissions")
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr, flush=True)
+        print(interrupted if isinstance(interrupted, str) else interrupted(), file=sys.stderr, flush=True)
         return 130
     return 1
 
@@ -40,3 +40,8 @@ def exit_code(action: Callable[[], int | None], interrupted: str) -> int:
 def tell(message: str) -> None:
     """``error: MESSAGE`` on standard error, on one line, without keys."""
     print(f"error: {redact(' '.join(message.split()))}", file=sys.stderr, flush=True)
+
+
+def note(message: str) -> None:
+    """``note: MESSAGE`` on standard error, on one line, without keys: something is other than usual, not wrong."""
+    print(f"note: {redact(' '.join(message.split()))}", file=sys.stderr, flush=True)

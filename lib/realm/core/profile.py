@@ -275,6 +275,15 @@ def load_profile(name: str | Path) -> Profile:
         raise ProfileError(f"{path}: {explain(first, Profile)}") from None
 
 
+def run_name(profile: str | Path) -> str:
+    """What a run of a profile is called: its file's name; ``cpu-own`` for a file ``cpu.yaml`` that is not the shipped
+    one, so that neither lands among the other's results."""
+    path = profile_path(profile).resolve()
+    shipped = PROFILE_FOLDER.resolve()
+    own = path.parent != shipped and (shipped / f"{path.stem}.yaml").exists()
+    return f"{path.stem}-own" if own else path.stem
+
+
 def run_folder(profile: str) -> Path:
-    """``runs/<profile>`` in the repository, or in ``$REALM_RUNS`` (a scratch disk, say)."""
-    return Path(os.environ.get(RUNS_VARIABLE) or REPOSITORY / "runs").resolve() / profile_path(profile).stem
+    """``runs/<run_name>`` in the repository, or in ``$REALM_RUNS`` (a scratch disk, say)."""
+    return Path(os.environ.get(RUNS_VARIABLE) or REPOSITORY / "runs").resolve() / run_name(profile)

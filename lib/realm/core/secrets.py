@@ -15,12 +15,18 @@ _REGISTERED: set[str] = set()
 
 def redacted(value: Any) -> Any:
     """Strings redacted before they are serialized: escaping would hide a secret, numbers are no text."""
+    return _without(value, secrets())
+
+
+def _without(value: Any, known: list[str]) -> Any:
     if isinstance(value, str):
-        return redact(value)
+        for secret in known:
+            value = value.replace(secret, "[redacted]")
+        return value
     if isinstance(value, dict):
-        return {redacted(k): redacted(v) for k, v in value.items()}
+        return {_without(k, known): _without(v, known) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redacted(v) for v in value]
+        return [_without(v, known) for v in value]
     return value
 
 
@@ -39,9 +45,7 @@ def secrets() -> list[str]:
 
 def redact(text: str) -> str:
     """``text`` with every secret of the environment replaced by ``[redacted]``."""
-    for value in secrets():
-        text = text.replace(value, "[redacted]")
-    return text
+    return _without(text, secrets())
 
 
 # ---------------------------------------------------------------- profiles hold names of secrets, never secrets

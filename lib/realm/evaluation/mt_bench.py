@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from realm.core.secrets import redact
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT
 from realm.evaluation.intervals import bootstrap
+from realm.evaluation.kept import Kept, KeptReply
 from realm.models import assets
 from realm.serving.client import Client, together
 
@@ -87,32 +87,34 @@ async def answer(
 ) -> list[dict[str, Any]]:
     """Answers to both turns of each question, in FastChat's format, at ``path``.
 
-    Questions answered there before by the same model are not asked again. Raises EndpointError.
+    What was answered before, by the same weights under the same prompt and sampling, is not asked again. Raises
+    EndpointError.
     """
-    known = {r["question_id"]: r for r in read_answers(path) if r["model_id"] == model_id} if path.exists() else {}
-    bar = tqdm(total=len(questions), initial=len(known), desc=f"answers of {model_id}", unit="question")
+    kept, known = Kept(client, path.parent, path.stem), {}
+    bar = tqdm(total=len(questions), desc=f"answers of {model_id}", unit="question")
 
     async def one(q: Question) -> None:
         said, name = [Message("system", ASSISTANT_SYSTEM_PROMPT)], f"mt-bench-{q.id}"
         for turn in (0, 1):
             said.append(Message("user", q.turns[turn]))
-            reply = await client.complete(
+            came = await kept.complete(
                 said, turn_seed(name, turn, seed), conversation=name, temperature=TEMPERATURES[q.category]
             )
-            said.append(Message("assistant", reply.text.strip()))
+            said.append(Message("assistant", came.reply.text.strip()))
         known[q.id] = {
             "question_id": q.id,
             "answer_id": f"{model_id}-{q.id}",
             "model_id": model_id,
             "choices": [{"index": 0, "turns": [m.content for m in said if m.role == "assistant"]}],
-            "tstamp": time.time(),
+            "tstamp": came.time,
         }
-        _write_json_lines(path, [known[i] for i in sorted(known)])  # an interrupted run keeps what is answered
         bar.update()
 
     with bar:
-        await together(one(q) for q in questions if q.id not in known)
-    return [known[q.id] for q in questions]
+        await together(one(q) for q in questions)
+    records = [known[q.id] for q in questions]
+    _write_json_lines(path, records)
+    return records
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
@@ -124,7 +126,8 @@ async def judge(
 ) -> list[dict[str, Any]]:
     """Single-answer grading of both turns with FastChat's prompts; writes FastChat's judgment records.
 
-    ``score`` is null where the judge's rating could not be read. Raises EndpointError.
+    What this judge said before of the same answers is not asked again. ``score`` is null where the judge's rating
+    could not be read. Raises EndpointError.
     """
     prompts = {r["name"]: r for _, r in _json_lines(assets.fetch("mt-bench-judge-prompts"))}
     references = {
@@ -137,18 +140,27 @@ async def judge(
             name, request = _judge_request(q, by_id[q.id]["choices"][0]["turns"], references.get(q.id), turn, prompts)
             asked.append((q, turn, name))
             requests.append((request, turn_seed(f"judge-{q.id}", turn, seed)))
-    replies = await client.complete_all(requests, f"judging {answers[0]['model_id']}", temperature=0.0)
+    kept = Kept(client, path.parent, path.stem)
+    bar = tqdm(total=len(requests), desc=f"judging {answers[0]['model_id']}", unit="turn")
+
+    async def one(request: list[Message], sampler: int) -> KeptReply:
+        came = await kept.complete(request, sampler, temperature=0.0)
+        bar.update()
+        return came
+
+    with bar:
+        replies = await together(one(*r) for r in requests)
     records = [
         {
             "question_id": q.id,
             "model": by_id[q.id]["model_id"],
             "judge": [client.address.model, name],
-            "judgment": reply.text,
-            "score": read_rating(reply.text),
+            "judgment": came.reply.text,
+            "score": read_rating(came.reply.text),
             "turn": turn,
-            "tstamp": time.time(),
+            "tstamp": came.time,
         }
-        for (q, turn, name), reply in zip(asked, replies, strict=True)
+        for (q, turn, name), came in zip(asked, replies, strict=True)
     ]
     _write_json_lines(path, records)
     return records
@@ -235,7 +247,7 @@ def judged_metrics(
 
 def _json_lines(path: Path) -> list[tuple[int, Any]]:
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

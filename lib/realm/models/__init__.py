@@ -1,7 +1,8 @@
 """Models and data by name, and what is known of a model before its weights are loaded.
 
 Rooms in reading order: ``assets`` (packages, Hub, local files by name), ``catalogue`` (the table of packages),
-``fetching`` (whole, verified, once), ``hub``, ``gguf`` (in and out of llama.cpp's files), ``pretokenizers`` (how they
-cut), ``architecture``, ``workload``, ``estimate`` (memory and time before anything is paid), ``model_card``.
+``fetching`` (whole, verified, once), ``hub``, ``weights`` (which model a name means, by content), ``gguf`` (in and out
+of llama.cpp's files), ``pretokenizers`` (how they cut), ``architecture``, ``workload``, ``estimate`` (memory and time
+before anything is paid), ``model_card``.
 May import: ``core``.
 """

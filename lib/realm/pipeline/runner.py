@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -13,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from realm.core.errors import OneLineError
-from realm.core.files import ArtefactError, atomic_path, make_folder, read_json, write_json
+from realm.core.files import ArtefactError, atomic_path, make_folder, write_json
+from realm.core.locks import Busy, Lock
 from realm.core.profile import load_profile
 from realm.core.secrets import redact, redacted
-from realm.pipeline import stages
-from realm.pipeline.identity import fingerprint, is_done
+from realm.pipeline import marks
+from realm.pipeline.identity import made_of
 from realm.pipeline.stages import Stage
 from realm.pipeline.surroundings import own_kernel
+
+PATIENCE = 2.0  # seconds for a run that was just killed to be gone
 
 
 class StageFailed(OneLineError, RuntimeError):
@@ -29,32 +30,39 @@ class StageFailed(OneLineError, RuntimeError):
 def run_stage(stage: Stage, profile_name: str, folder: Path, *, force: bool = False) -> float | None:
     """Execute a stage's notebook; returns seconds, or None if it was skipped.
 
-    Raises StageFailed, one line, if a cell fails; the executed notebook up to there is kept.
+    Nothing is deleted: what no longer fits is set aside, with ``force`` too. Raises StageFailed, one line, if a cell
+    fails; the executed notebook up to there is kept.
     """
     profile = load_profile(profile_name)
-    if not force and is_done(stage, profile, profile.seed, folder):
-        return None
-    out = folder / stage.folder
-    begun = out / "begun.json"
-    identity = {"fingerprint": fingerprint(stage, profile, profile.seed, folder, budget=False)}
-    if force or not begun.exists() or read_json(begun) != identity:
-        # What other settings or other code left half done must not leak into this run.
-        shutil.rmtree(out, ignore_errors=True)
-        write_json(begun, identity)
-    started = time.monotonic()
+    made = made_of(stage, profile, profile.seed, folder)
     executed = folder / "notebooks" / f"{stage.notebook}.ipynb"
+    if not force and marks.changes(stage, made, folder) == []:
+        _show(executed)
+        return None
+    marks.begin(stage, made, folder, force=force)
+    started = time.monotonic()
     executed.parent.mkdir(parents=True, exist_ok=True)
     parameters = {"PROFILE": profile_name, "RUN_DIR": str(folder), "SEED": profile.seed}
     try:
-        _execute(stages.NOTEBOOKS / f"{stage.notebook}.ipynb", executed, parameters, stage)
+        _execute(stage.path, executed, parameters, stage)
+    except BaseException:
+        marks.unfinish(stage, folder)
+        raise
     finally:
         if executed.exists():
             _scrub(executed)
     seconds = round(time.monotonic() - started, 1)
-    _to_html(executed)
-    whole = fingerprint(stage, profile, profile.seed, folder)
-    write_json(out / "done.json", {"fingerprint": whole, "seconds": seconds})
+    marks.finish(stage, made, folder, seconds)
+    _show(executed)
     return seconds
+
+
+def _show(executed: Path) -> None:
+    """The page of an executed notebook, unless it is there already: whoever was killed came no further."""
+    page = executed.with_suffix(".html")
+    if executed.exists() and not (page.exists() and page.stat().st_mtime >= executed.stat().st_mtime):
+        _scrub(executed)
+        _to_html(executed)
 
 
 def _execute(source: Path, target: Path, parameters: dict[str, Any], stage: Stage) -> None:
@@ -118,9 +126,12 @@ def _to_html(notebook: Path) -> None:
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """One run at a time in a folder. Raises ArtefactError if another is at work or it cannot be written."""
-    with (make_folder(folder) / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ArtefactError(f"{folder}: another run is at work here; wait for it or stop it") from None
+    make_folder(folder)
+    try:
+        lock = Lock(folder / ".lock", PATIENCE)
+    except Busy as whose:
+        raise ArtefactError(f"{folder}: another run is at work here; wait for it or stop it{whose}") from None
+    except OSError as error:
+        raise ArtefactError(f"{folder}: cannot write here ({error.strerror}); check permissions and space") from error
+    with contextlib.closing(lock):
         yield

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from realm.core.manifest import TRAINED_ON, manifest
 from realm.core.metrics import Metrics
 from realm.core.profile import Endpoint, Profile, ProfileError, load_profile, run_folder
 from realm.models import assets
+from realm.pipeline import marks
+from realm.pipeline.identity import made_of
 from realm.pipeline.surroundings import leave_group
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -25,7 +28,8 @@ USER_TOKENS = ("usergpt_sft.base_model", "usergpt_sft.learn_ending")
 @dataclass(frozen=True)
 class Stage:
     """One notebook. ``blocks`` of the profile shape it, whole (``dialogue``) or one value of them
-    (``usergpt_sft.learn_ending``); paths are relative to the run folder."""
+    (``usergpt_sft.learn_ending``); paths are relative to the run folder. ``keeps`` and ``resumes``: as ``marks`` has
+    them, patterns within the stage's own."""
 
     number: str
     notebook: str
@@ -33,6 +37,12 @@ class Stage:
     blocks: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    keeps: tuple[str, ...] = ()
+    resumes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return NOTEBOOKS / f"{self.notebook}.ipynb"
 
     def parts(self, profile: Profile) -> dict[str, Any]:
         """Name -> block, or value of one, of all that shapes the stage."""
@@ -41,7 +51,7 @@ class Stage:
     def values(self, profile: Profile) -> dict[str, Any]:
         """The same as plain values, for hashes and manifests."""
         parts = self.parts(profile).items()
-        return {name: part.model_dump() if isinstance(part, BaseModel) else part for name, part in parts}
+        return {name: part.model_dump(mode="json") if isinstance(part, BaseModel) else part for name, part in parts}
 
 
 STAGES = (
@@ -60,6 +70,7 @@ STAGES = (
         ("dialogue", "usergpt_sft"),
         ("01_data/train.jsonl", "01_data/valid.jsonl", "01_data/test.jsonl"),
         ("merged", "base_model.txt"),
+        resumes=("checkpoints/*", "control_*/*"),
     ),
     Stage(
         "03",
@@ -68,6 +79,7 @@ STAGES = (
         ("dialogue", "simulation", *USER_TOKENS),
         ("01_data/seeds.jsonl", "01_data/test.jsonl", "02_usergpt_sft/merged"),
         ("realchat.jsonl",),
+        keeps=("journal-*",),
     ),
     Stage(
         "04",
@@ -76,8 +88,17 @@ STAGES = (
         ("dialogue", "realm_sft"),
         ("01_data/valid.jsonl", "01_data/test.jsonl", "03_simulation/realchat.jsonl"),
         ("merged", "base_model.txt"),
+        resumes=("checkpoints/*",),
     ),
-    Stage("05", "05_mt_bench", "05_mt_bench", ("mt_bench",), ("04_realm_sft/merged",), ("answers",)),
+    Stage(
+        "05",
+        "05_mt_bench",
+        "05_mt_bench",
+        ("mt_bench",),
+        ("04_realm_sft/merged",),
+        ("answers",),
+        keeps=("answers/*.journal*", "judgments/*.journal*"),
+    ),
     Stage(
         "06",
         "06_simulator_realism",
@@ -105,6 +126,8 @@ class Run:
     folder: Path
     stage: Stage
     metrics: Metrics
+    made: dict[str, Any]  # of what, as it was when the notebook was opened
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def out(self) -> Path:
@@ -119,7 +142,7 @@ class Run:
         return path
 
     def finish(self, asset_names: list[str], trained_on: Sequence[str] = ()) -> Path:
-        """Write the manifest and, last, the metrics; returns the metrics' path.
+        """Write the manifest, the metrics and, last, the mark that the stage is done; returns the metrics' path.
 
         Its assets are those named and the GGUF files that the stage's endpoints serve, each with its SHA-256.
         ``trained_on``: artefacts of the run, as ``path`` takes them, that nothing evaluated later may come from.
@@ -132,7 +155,9 @@ class Run:
             self.out / "manifest.json",
             {**written, TRAINED_ON: {name: file_sha256(self.path(name)) for name in trained_on}},
         )
-        return self.metrics.save(self.out)
+        path = self.metrics.save(self.out)
+        marks.finish(self.stage, self.made, self.folder, round(time.monotonic() - self.since, 1))
+        return path
 
 
 def _endpoints(part: Any) -> Iterator[Endpoint]:
@@ -145,10 +170,16 @@ def _endpoints(part: Any) -> Iterator[Endpoint]:
 
 
 def open_run(number: str, profile: str, run_dir: str | None = None, seed: int | None = None) -> Run:
-    """Open a stage: ``run_dir`` defaults to ``runs/<profile>`` in the repository, ``seed`` to the profile's."""
+    """Open a stage: ``run_dir`` defaults to ``runs/<profile>`` in the repository, ``seed`` to the profile's.
+
+    What stands in the stage's folder and no longer fits is set aside first, in one line of words.
+    """
     values = load_profile(profile)
     folder = Path(run_dir) if run_dir else run_folder(profile)
     stage = stage_by_number(number)
     make_folder(folder / stage.folder)
     leave_group()
-    return Run(values, values.seed if seed is None else seed, folder.resolve(), stage, Metrics())
+    seed, folder = values.seed if seed is None else seed, folder.resolve()
+    made = made_of(stage, values, seed, folder)
+    marks.begin(stage, made, folder)
+    return Run(values, seed, folder, stage, Metrics(), made)

@@ -61,7 +61,8 @@ PAGE = jinja2.Environment(autoescape=True).from_string(
 
 
 def write_report(run_folder: Path, profile: str, stages: list[dict[str, Any]]) -> Path:
-    """Write ``report.html`` from metrics, manifests and figures; ``stages``: number, notebook, folder, seconds."""
+    """Write ``report.html`` from metrics, manifests and figures; ``stages``: number, notebook, folder, seconds, and
+    ``stale``, what changed since then, in phrases: such a stage is marked."""
     shown = [_stage_view(run_folder, s) for s in stages if (run_folder / s["folder"] / "metrics.json").exists()]
     with atomic_path(run_folder / "report.html") as temporary:
         temporary.write_text(PAGE.render(profile=profile, stages=shown), encoding="utf-8")

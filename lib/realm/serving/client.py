@@ -35,6 +35,7 @@ from realm.serving.faults import (
 )
 from realm.serving.reply import Reply, Voice, finish_of, read_content, read_reasoning, read_reply, separate
 from realm.serving.wire import http_client, split_query, wait_of
+from realm.serving.words import endpoint_words
 
 T = TypeVar("T")
 CHECK_SECONDS = 3  # for a service's list of models; whoever is slower than this is not there
@@ -97,8 +98,10 @@ class Client:
     the fewest conversations; a conversation stays with the one that has read its history.
     """
 
-    def __init__(self, address: Address, endpoint: Endpoint, role: str):
+    def __init__(self, address: Address, endpoint: Endpoint, role: str, words: Mapping[str, Any] | None = None):
+        """``words``: what shapes those of this endpoint, where that is more than it says itself (``serving.words``)."""
         self.address, self.endpoint, self.role = address, endpoint, role
+        self.words = endpoint_words(endpoint) if words is None else words
         self._gate = asyncio.Semaphore(endpoint.concurrency)
         self._dialect, self._worked = Dialect(endpoint), False
         url, query = split_query(address.base_url)

@@ -28,6 +28,7 @@ from realm.serving import llama_cpp
 from realm.serving.client import Address, Client
 from realm.serving.faults import EndpointError
 from realm.serving.untrained import untrained
+from realm.serving.words import endpoint_words
 
 START_SECONDS = 300
 ENGINES_WITH_KEYS = ("llama.cpp", "vllm")
@@ -53,7 +54,7 @@ async def connect(
             stop.set()
             await asyncio.wait([entering])
             raise
-        client = Client(address, endpoint, role)
+        client = Client(address, endpoint, role, endpoint_words(endpoint, run_folder))
         try:
             await client.check()
             yield client

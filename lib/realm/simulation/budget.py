@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from realm.core.profile import Budget, Price, Simulation
-from realm.simulation.journal import Usage
+from realm.simulation.records import Usage
 
 MILLION = 1_000_000
 

@@ -12,14 +12,13 @@ import itertools
 import sqlite3
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tqdm import tqdm
 
-from realm.conversations.conversation import CUT_TURNS, Conversation, Message
+from realm.conversations.conversation import Conversation, Message
 from realm.core import profile
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import ChatFormat
@@ -31,9 +30,12 @@ from realm.simulation import guardrails
 from realm.simulation.breaker import FAILS_EVERYBODY, Breaker
 from realm.simulation.budget import Ledger
 from realm.simulation.endings import FAILURES, Ending, EndReason, SimulationError
-from realm.simulation.journal import KEPT, UNFINISHED, Attempt, Journal
+from realm.simulation.journal import KEPT, UNFINISHED, Journal
+from realm.simulation.limits import Limits, speaker
 from realm.simulation.plan import Start
+from realm.simulation.records import Attempt, Standing
 from realm.simulation.simulators import Simulator
+from realm.simulation.standing import exported, nobody_answered, standings
 
 RESPONDER_SYSTEM_PROMPT = "You are an artificial intelligence assistant."
 FAILED = {"user": EndReason.USER_FAILED, "assistant": EndReason.RESPONDER_FAILED}
@@ -61,6 +63,7 @@ class Simulation:
     guardrails: profile.Guardrails
     budget: profile.Budget
     responder_system: str = RESPONDER_SYSTEM_PROMPT
+    counted_by: str = ""  # the model whose tokens these are
     counters: Mapping[str, TokenCounter] = field(default_factory=dict)  # role -> of a server with its own tokenizer
     resumed_turns: int = field(default=0, init=False)
 
@@ -69,6 +72,10 @@ class Simulation:
         self._clients = [c for c in (self.user, self.responder) if c is not None]
         self._breaker = Breaker()
         self._unpaid: set[str] = set()  # conversations that failed in this run at no cost
+        sides = [c and c.endpoint for c in (self.user, self.responder)]
+        whose = (self.simulator, self.format, self.count_tokens, self.responder_system, self.counted_by)
+        # What a server counts by its own tokenizer is not for us to count.
+        self.limits = Limits(self.max_rounds, *sides, *whose, frozenset(self.counters))
 
     async def run(self, starts: Sequence[Start]) -> list[Conversation]:
         """Hold every conversation to its end; conversations that ended before are taken from the journal.
@@ -81,21 +88,24 @@ class Simulation:
         self._ledger = Ledger(self.budget, self.journal.usage())
         # More would only wait, and all would be cut short when the budget is: these keep both sides busy.
         self._room = asyncio.Semaphore(sum(c.endpoint.concurrency for c in self._clients))
-        done = self.journal.ended()
-        waiting = [s for s in starts if s.id not in done]
+        standing = standings(self.journal, starts, self.limits)
+        waiting = [s for s in starts if standing[s.key].reason is None]
         with tqdm(total=len(starts), initial=len(starts) - len(waiting), desc="conversations", unit="conv") as bar:
             try:
                 reasons = await together(self._hold(start, bar) for start in waiting)
             except EndpointError as error:
                 raise self._stopped(error) from None
             except sqlite3.Error as error:
-                raise SimulationError(f"{self.journal.path}: {error}; make room or move it, and run again") from error
-        spent = [s.id for s, reason in zip(waiting, reasons, strict=True) if reason == EndReason.BUDGET_SPENT]
+                raise SimulationError(
+                    f"{self.journal.path}: {error}; make room there, or take the run folder to another disk "
+                    "(REALM_RUNS), and run again: what was said is kept"
+                ) from error
+        spent = [s.key for s, reason in zip(waiting, reasons, strict=True) if reason == EndReason.BUDGET_SPENT]
         self.journal.end(spent, Ending(EndReason.BUDGET_SPENT))
         if failed := nobody_answered(self.journal, starts):
             self.journal.forgive(self._unpaid)  # what cost nothing is asked again, however often
             raise SimulationError(f"{failed}; run again to go on")
-        return exported(self.journal, starts, self.simulator.name)
+        return exported(self.journal, starts, self.limits, self.simulator.name)
 
     def _stopped(self, error: EndpointError) -> SimulationError:
         # Those that failed while the endpoint was down did not fail by themselves.
@@ -104,73 +114,57 @@ class Simulation:
 
     async def _hold(self, start: Start, bar: tqdm) -> EndReason:
         async with self._room:
-            said = [*start.opening, *self.journal.turns(start.id)]
+            said = [*start.opening, *self.journal.turns(start.key)]
             while (ending := await self._ending(said)) is None:
                 message = await self._next_turn(start, said)
                 if isinstance(message, Ending):
                     ending = message
+                    if ending.reason != EndReason.BUDGET_SPENT:  # these are few transactions, not one each
+                        self.journal.end([start.key], ending)
                     break
                 said.append(message)
                 bar.set_postfix_str(str(self._ledger), refresh=False)
-            if ending.reason != EndReason.BUDGET_SPENT:  # these are few transactions, not one each
-                self.journal.end([start.id], ending)
+            if ending.reason != EndReason.BUDGET_SPENT:
+                stands = Standing(len(said) - len(start.opening), ending.reason)
+                self.journal.stop({start.key: stands}, str(self.limits))
         bar.update()
         return ending.reason
 
     async def _ending(self, said: list[Message]) -> Ending | None:
         """Reasons that can be seen before anything is sent."""
-        if said and said[-1].role == "assistant" and sum(m.role == "user" for m in said) >= self.max_rounds:
-            return Ending(EndReason.MAX_ROUNDS)
-        client = self._client(speaker(said))
-        if client is None:  # a script goes on whatever was said
-            return None
-        room = client.endpoint.context_length - client.endpoint.max_new_tokens
-        return Ending(EndReason.CONTEXT_FULL) if await self._length(said) > room else None
+        reason = self.limits.ending(said)
+        counter = self.counters.get(speaker(said))
+        if reason is None and counter is not None:
+            endpoint = self._client(speaker(said)).endpoint
+            counted = await counter(self.limits.request(said))
+            length = self.limits.tokens(said) if counted is None else counted
+            reason = EndReason.CONTEXT_FULL if length > endpoint.context_length - endpoint.max_new_tokens else None
+        return None if reason is None else Ending(reason)
 
     def _client(self, role: str) -> Client | None:
         return self.user if role == "user" else self.responder
-
-    def _request(self, said: Sequence[Message]) -> list[Message]:
-        """What is sent for the next turn: always whole, its system prompt first."""
-        if speaker(said) == "user":
-            return self.simulator.messages(said)
-        return [Message("system", self.responder_system), *said]
-
-    async def _length(self, said: Sequence[Message]) -> int:
-        """Tokens of that request, by its server where that has a tokenizer of its own; else as we count them."""
-        counter = self.counters.get(speaker(said))
-        counted = await counter(self._request(said)) if counter else None
-        return self._tokens(said) if counted is None else counted
-
-    def _tokens(self, said: Sequence[Message]) -> int:
-        """Tokens of that request, by the template that its server fills in."""
-        if speaker(said) == "user" and self.simulator.flipped:
-            text, _ = self.format.render(said, self.simulator.system, reply_as="user")
-        else:
-            text, _ = self.format.render(self._request(said), None, reply_as="assistant")
-        return self.count_tokens(text)
 
     async def _next_turn(self, start: Start, said: list[Message]) -> Message | Ending:
         role = speaker(said)
         if role == "user" and start.script is not None:
             return self._replayed(start, said)
-        faults = self.journal.faults(start.id, len(said))
+        faults = self.journal.faults(start.key, len(said))
         ending = Ending(faults[-1]) if faults else None
         # What an earlier run lost to a service is no try of this one.
         lost = sum(fault in FAILURES for fault in faults)
         while not self._judge.gives_up(faults, lost):
-            answer = await self._ask(start.id, said, len(faults))
+            answer = await self._ask(start, said, len(faults))
             if isinstance(answer, Ending):
                 return answer
             reply = answer.paid if isinstance(answer, EndpointError) else answer
             message, outcome = self._judged(role, answer, said)
             counted = self._counted(reply, said)
             paid = Attempt(
-                start.id, len(said), len(faults), role, *counted, outcome, self.count_tokens(reply.reasoning)
+                start.key, len(said), len(faults), role, *counted, outcome, self.count_tokens(reply.reasoning)
             )
             self._ledger.add(role, paid.prompt_tokens, paid.new_tokens)
             if not isinstance(outcome, EndReason):
-                self.journal.add_turn(start.id, len(said), message, paid)
+                self.journal.add_turn(start.key, len(said), message, paid)
                 return message
             self.journal.reject(paid, message.content)
             faults.append(outcome)
@@ -189,22 +183,22 @@ class Simulation:
         if turn == len(start.script):
             return Ending(EndReason.USER_ENDED)
         message = Message("user", start.script[turn])
-        self.journal.add_turn(start.id, len(said), message)
+        self.journal.add_turn(start.key, len(said), message)
         return message
 
     def _counted(self, reply: Reply, said: Sequence[Message]) -> tuple[int, int]:
         """Tokens sent and generated; our own count where the server sends none, or a budget would never be spent."""
         made = reply.completion_tokens or self.count_tokens(reply.reasoning) + self.count_tokens(reply.text)
-        return reply.prompt_tokens or self._tokens(said), made
+        return reply.prompt_tokens or self.limits.tokens(said), made
 
-    async def _ask(self, conversation: str, said: list[Message], attempt: int) -> Reply | EndpointError | Ending:
+    async def _ask(self, start: Start, said: list[Message], attempt: int) -> Reply | EndpointError | Ending:
         """One answer, what was paid for none, or why there is none.
 
         Raises EndpointError where asking on is of no use to anybody.
         """
-        role, request = speaker(said), self._request(said)
+        role, request = speaker(said), self.limits.request(said)
         client = self._client(role)
-        seed = turn_seed(conversation, len(said), self.seed, attempt)
+        seed = turn_seed(start.id, len(said), self.seed, attempt)
         first_failure = None
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             if not self._ledger.open():
@@ -212,7 +206,7 @@ class Simulation:
             self._ledger.in_flight += 1
             asked_at = time.monotonic()
             try:
-                reply = await client.complete(request, seed, conversation=conversation)
+                reply = await client.complete(request, seed, conversation=start.id)
             except EndpointError as caught:
                 error = caught
             else:
@@ -221,7 +215,7 @@ class Simulation:
             finally:
                 self._ledger.in_flight -= 1
             first_failure = first_failure or asked_at
-            if (end := self._given_up(role, conversation, error, asked_at, first_failure)) is not None:
+            if (end := self._given_up(role, start.key, error, asked_at, first_failure)) is not None:
                 return end
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
@@ -261,45 +255,3 @@ def _ending_by(answer: Reply | EndpointError, message: Message, outcome: EndReas
         return Ending(outcome)  # which says it all
     size = len(message.content.encode())
     return Ending(outcome, f"an answer of {size:,} bytes" if size else "an empty answer")
-
-
-def speaker(said: Sequence[Message]) -> str:
-    """Whose turn it is."""
-    return "user" if not said or said[-1].role == "assistant" else "assistant"
-
-
-def exported(journal: Journal, starts: Sequence[Start], simulator: str) -> list[Conversation]:
-    """The ended conversations of a plan, by id. Raises SimulationError if some have not ended."""
-    ended = journal.ended()
-    if missing := [s.id for s in starts if s.id not in ended]:
-        raise SimulationError(f"{len(missing)} of {len(starts)} conversations have not ended, {missing[0]} first")
-    return [
-        Conversation(
-            s.id,
-            (*s.opening, *journal.turns(s.id)),
-            _meta(s, ended[s.id], simulator, journal.cut_turns(s.id)),
-        )
-        for s in sorted(starts, key=lambda s: s.id)
-    ]
-
-
-def _meta(start: Start, reason: EndReason, simulator: str, cut: list[int]) -> dict[str, Any]:
-    meta = {"mode": start.mode, "end_reason": str(reason), "simulator": simulator}
-    return meta | {CUT_TURNS: cut} if cut else meta
-
-
-def nobody_answered(journal: Journal, starts: Sequence[Start]) -> str | None:
-    """Why no answer of one side was ever of use, where conversations failed for want of them; None otherwise."""
-    answered, words = journal.answered(), journal.last_words()
-    for start in starts:
-        role = speaker([*start.opening, *journal.turns(start.id)]) if start.id in words else None
-        if role is not None and role not in answered:
-            count = sum(s.id in words for s in starts)
-            return (
-                f"no answer of the {role} was of use, {count} of {len(starts)} conversations failed: {words[start.id]}"
-            )
-    return None
-
-
-def end_reasons(conversations: Sequence[Conversation]) -> Counter[str]:
-    return Counter(c.meta["end_reason"] for c in conversations)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +15,13 @@ from realm.conversations.conversation import Conversation
 from realm.conversations.writers import write_conversations, write_parquet, write_sharegpt
 from realm.core.cards import CARD, PAPER, public_name, write_card
 from realm.core.profile import Endpoint, Simulation
+from realm.core.set_aside import set_aside
 from realm.models import assets
 from realm.simulation.endings import EndReason
-from realm.simulation.journal import Intervention, Usage
+from realm.simulation.records import Intervention, Usage
 
 JSONL, SHAREGPT, PARQUET = "realchat.jsonl", "realchat_sharegpt.json", "realchat.parquet"
+EXPORTS = (SHAREGPT, PARQUET, CARD, JSONL)  # the last is what the next stage waits for
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 TEMPLATE = Path(__file__).parent / "data_card.md.j2"
 
@@ -33,15 +37,26 @@ def write_exports(
     """Write the four files into ``folder``; returns the conversations in them.
 
     A conversation in which nothing was said is no conversation: the card counts it, the files leave it out.
-    Raises ArtefactError if the folder cannot be written.
+    What stands there and holds something else is set aside. Raises ArtefactError if the folder cannot be written.
     """
     folder, spoken = Path(folder), [c for c in conversations if c.messages]
-    write_sharegpt(folder / SHAREGPT, spoken)
-    write_parquet(folder / PARQUET, spoken)
-    _write_card(folder / CARD, conversations, spoken, config, seed, usage, interventions)
-    # Last, since it is what the next stage waits for.
-    write_conversations(folder / JSONL, spoken)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exports.", suffix=".partial", dir=folder) as name:
+        new = Path(name)
+        write_sharegpt(new / SHAREGPT, spoken)
+        write_parquet(new / PARQUET, spoken)
+        _write_card(new / CARD, conversations, spoken, config, seed, usage, interventions)
+        write_conversations(new / JSONL, spoken)
+        _put(new, folder)
     return spoken
+
+
+def _put(new: Path, folder: Path) -> None:
+    old = [folder / name for name in EXPORTS if (folder / name).exists()]
+    if any(not filecmp.cmp(path, new / path.name, shallow=False) for path in old):
+        set_aside(old, folder)
+    for name in EXPORTS:
+        (new / name).replace(folder / name)
 
 
 def _write_card(

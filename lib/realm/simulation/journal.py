@@ -1,23 +1,23 @@
 """The journal of a simulation: every turn, every request and every ending, committed when it happens.
 
-SQLite in WAL mode, one writer. A turn and the request that it came from are one transaction, so that neither words
-nor costs are lost or counted twice, whenever the process dies.
+SQLite, one writer; in WAL mode where the file system can. A turn and the request that it came from are one transaction,
+so that neither words nor costs are lost or counted twice, whenever the process dies.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from realm.conversations.conversation import Message
-from realm.core.files import text_sha256
+from realm.core.locks import Busy, Lock
 from realm.core.secrets import redact
+from realm.serving.words import digest
+from realm.simulation.database import open_database
 from realm.simulation.endings import FAILED_ENDINGS_ASKED_AGAIN, FAILURES, Ending, EndReason, SimulationError
+from realm.simulation.records import Attempt, Intervention, Reason, Rejected, Standing, Thought, Usage
 
 # Outcomes of a request whose words became a turn: whole, cut by a guardrail, cut at a limit of tokens.
 KEPT, CUT, UNFINISHED = "kept", "cut", "unfinished"
@@ -30,99 +30,40 @@ SCHEMA = (
     " prompt_tokens INTEGER, new_tokens INTEGER, outcome TEXT, PRIMARY KEY (conversation, position, attempt))",
     "CREATE TABLE IF NOT EXISTS rejected (conversation TEXT, position INTEGER, attempt INTEGER, content TEXT,"
     " PRIMARY KEY (conversation, position, attempt))",
+    # Facts: a user who is done, a fault that stayed, a budget that was spent.
     "CREATE TABLE IF NOT EXISTS ends (conversation TEXT PRIMARY KEY, reason TEXT)",
+    # Views: how many turns stand under which limits, and why no more; always to be had again from the other tables.
+    "CREATE TABLE IF NOT EXISTS stops (conversation TEXT PRIMARY KEY, length INTEGER, reason TEXT, limits TEXT)",
     # Tables of their own, so that journals of earlier versions go on.
     "CREATE TABLE IF NOT EXISTS reasoning (conversation TEXT, position INTEGER, attempt INTEGER, tokens INTEGER,"
     " PRIMARY KEY (conversation, position, attempt))",
     "CREATE TABLE IF NOT EXISTS reasons (conversation TEXT, number INTEGER, reason TEXT, words TEXT, kind TEXT,"
     " PRIMARY KEY (conversation, number))",
 )
-COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "reasoning": 4, "reasons": 5}
-
-
-class Usage(NamedTuple):
-    """What was asked of one side: answered requests, tokens sent, tokens generated."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-
-
-class Attempt(NamedTuple):
-    """One answered request for a turn; ``outcome``: ``kept``, ``cut``, ``unfinished``, or why it was rejected."""
-
-    conversation: str
-    position: int
-    attempt: int
-    role: str
-    prompt_tokens: int
-    new_tokens: int
-    outcome: str
-    reasoning_tokens: int = 0  # of the new tokens; kept in a table of their own
-
-
-class Thought(NamedTuple):
-    """How many answers of one side came with reasoning, and its tokens, which are among those generated."""
-
-    answers: int
-    tokens: int
-
-
-class Reason(NamedTuple):
-    """Why conversations ended as they did, in the service's words or ours, and how many."""
-
-    reason: str
-    words: str
-    conversations: int
-
-
-class Intervention(NamedTuple):
-    """What one guardrail did: answers it cut or rejected, in how many conversations, and how many of these ended so."""
-
-    outcome: str
-    answers: int
-    conversations: int
-    ended: int
-
-    @property
-    def went_on(self) -> int:
-        return self.conversations - self.ended
-
-
-class Rejected(NamedTuple):
-    """Words that did not become a turn, cut after 500 characters; ``instead``: those that did, None if none did."""
-
-    conversation: str
-    outcome: str
-    words: str
-    instead: str | None
+COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "stops": 4, "reasoning": 4, "reasons": 5}
+PATIENCE = 2.0  # seconds for who only looks into a journal, or for the end of a process that was killed
+ASIDE = "~replaced-"  # in the name of what another journal had more of
+CHOSEN = "conversation IN (SELECT conversation FROM chosen)"
 
 
 class Journal:
     """One file, one writer: opening it twice raises SimulationError, as does a file that is no journal."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path, self._of = Path(path), "1"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
         try:
-            self._db = sqlite3.connect(self.path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            for statement in SCHEMA:
-                self._db.execute(statement)
-        except sqlite3.Error as error:
+            # SQLite would let two processes take turns, and each would pay for the same conversations.
+            self._lock = Lock(self.path.with_suffix(".lock"), PATIENCE)
+        except Busy as whose:
+            raise SimulationError(f"{self.path}: another run writes here; wait for it or stop it{whose}") from None
+        except OSError as error:
+            raise SimulationError(f"{self.path}: cannot write here ({error.strerror}); check permissions") from error
+        try:
+            self._db = open_database(self.path, SCHEMA, alone=self._lock.kind == "owner")
+        except BaseException:
             self._lock.close()
-            raise SimulationError(f"{self.path}: not a usable journal ({error}); move it away to start anew") from error
-
-    def _locked(self) -> Any:
-        # SQLite would let two processes take turns, and each would pay for the same conversations.
-        handle = self.path.with_suffix(".lock").open("w")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise SimulationError(f"{self.path}: another run writes here; wait for it or stop it") from None
-        return handle
+            raise
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -176,41 +117,66 @@ class Journal:
         chosen = ended if conversations is None else set(conversations) & ended.keys()
         again = [(c,) for c in chosen if ended[c] in set(reasons)]
         with self._together():
-            self._db.executemany("DELETE FROM ends WHERE conversation = ?", again)
+            for table in ("ends", "stops"):
+                self._db.executemany(f"DELETE FROM {table} WHERE conversation = ?", again)
+
+    def stop(self, standings: Mapping[str, Standing], limits: str) -> None:
+        """Note how conversations stand under ``limits``."""
+        if not standings:
+            return
+        with self._together():
+            rows = ((c, s.length, s.reason, limits) for c, s in standings.items())
+            self._db.executemany("INSERT OR REPLACE INTO stops VALUES (?, ?, ?, ?)", rows)
 
     def forgive(self, conversations: Iterable[str]) -> None:
         """Forget the last ending of these, where a service was to blame: they go on, and it does not count as a try."""
         chosen = [(c,) for c in set(conversations) & self.last_words().keys()]
         last = "(SELECT MAX(number) FROM reasons AS later WHERE later.conversation = reasons.conversation)"
         with self._together():
-            self._db.executemany("DELETE FROM ends WHERE conversation = ?", chosen)
+            for table in ("ends", "stops"):
+                self._db.executemany(f"DELETE FROM {table} WHERE conversation = ?", chosen)
             self._db.executemany(f"DELETE FROM reasons WHERE conversation = ? AND number = {last}", chosen)
 
-    def absorb(self, path: str | Path) -> None:
-        """Take over what another journal of the same settings holds of conversations not ended here. Repeatable.
+    def absorb(self, path: str | Path, only: Collection[str] | None = None) -> None:
+        """Take over what another journal of the same words holds of conversations that came further there. Repeatable.
 
+        ``only``: of these alone; None: of all. What was said and paid here for them stays, under another name.
         Raises SimulationError if that journal is in use or is none.
         """
         with contextlib.closing(Journal(path)) as other:
-            mine, theirs = self.ended(), other.ended()
-            ours = {c for c, reason in mine.items() if reason != EndReason.BUDGET_SPENT}
+            mine, theirs = self._progress(), other._progress()
             with self._together():
-                for (name,) in other._db.execute(
-                    "SELECT DISTINCT conversation FROM turns UNION SELECT conversation FROM ends"
-                ):
-                    if name not in ours:
-                        self._copy(other, name, theirs.get(name))
+                for name in theirs:
+                    wanted = only is None or name in only
+                    if wanted and theirs[name] > mine.get(name, (False, 0, 0, False)):
+                        self._keep_aside(name)
+                        self._copy(other, name)
 
-    def _copy(self, other: Journal, name: str, reason: EndReason | None) -> None:
-        # Also what was paid here for words that are replaced: left behind, it would count as tries of later turns.
-        for table in COLUMNS:
+    def _progress(self) -> dict[str, tuple[bool, int, int, bool]]:
+        """Conversation -> (ended for good, turns, answered requests, ended at all): more is further."""
+        ended, turns = self.ended(), self.lengths()
+        asked = dict(self._db.execute("SELECT conversation, COUNT(*) FROM requests GROUP BY conversation"))
+        good = ended.keys() - self.asked_again()
+        names = dict.fromkeys((*turns, *asked, *ended))
+        return {c: (c in good, turns.get(c, 0), asked.get(c, 0), c in ended) for c in names if ASIDE not in c}
+
+    def _keep_aside(self, name: str) -> None:
+        # Left under its name, it would count as tries of later turns.
+        number = self._db.execute(
+            "SELECT COUNT(DISTINCT conversation) FROM requests WHERE substr(conversation, 1, ?) = ?",
+            (len(name) + len(ASIDE), name + ASIDE),
+        ).fetchone()[0]
+        for table in COLUMNS.keys() - {"ends", "stops"}:
+            self._db.execute(
+                f"UPDATE {table} SET conversation = ? WHERE conversation = ?", (f"{name}{ASIDE}{number + 1}", name)
+            )
+        for table in ("ends", "stops"):
             self._db.execute(f"DELETE FROM {table} WHERE conversation = ?", (name,))
-        for table in COLUMNS.keys() - {"ends"}:
+
+    def _copy(self, other: Journal, name: str) -> None:
+        for table, columns in COLUMNS.items():
             rows = other._db.execute(f"SELECT * FROM {table} WHERE conversation = ?", (name,))
-            values = ", ".join("?" * COLUMNS[table])
-            self._db.executemany(f"INSERT INTO {table} VALUES ({values})", rows)
-        if reason:
-            self._db.execute("INSERT INTO ends VALUES (?, ?)", (name, reason))
+            self._db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * columns)})", rows)
 
     # ------------------------------------------------------------ reading
 
@@ -239,6 +205,15 @@ class Journal:
     def ended(self) -> dict[str, EndReason]:
         return {c: EndReason(r) for c, r in self._db.execute("SELECT conversation, reason FROM ends")}
 
+    def stops(self, limits: str) -> dict[str, Standing]:
+        """How conversations stand under ``limits``, as far as that was noted."""
+        rows = self._db.execute("SELECT conversation, length, reason FROM stops WHERE limits = ?", (limits,))
+        return {c: Standing(length, EndReason(reason)) for c, length, reason in rows}
+
+    def lengths(self) -> dict[str, int]:
+        """Conversation -> its turns."""
+        return dict(self._db.execute("SELECT conversation, COUNT(*) FROM turns GROUP BY conversation"))
+
     def asked_again(self) -> set[str]:
         """Ended conversations with which the next run goes on: cut short by a budget, or failed a few times only."""
         counts = self.failures()
@@ -260,7 +235,7 @@ class Journal:
         rows = self._db.execute(
             "SELECT reason, words, COUNT(*) FROM ends JOIN reasons USING (conversation, reason) WHERE number ="
             " (SELECT MAX(number) FROM reasons AS later WHERE later.conversation = ends.conversation)"
-            " GROUP BY reason, words ORDER BY 3 DESC, 1, 2"
+            f" AND {self._of} GROUP BY reason, words ORDER BY 3 DESC, 1, 2"
         )
         return [Reason(*row) for row in rows]
 
@@ -283,22 +258,25 @@ class Journal:
         """role of the speaker -> its reasoning; roles that did not reason are not there."""
         rows = self._db.execute(
             "SELECT role, COUNT(*), SUM(tokens) FROM reasoning JOIN requests USING (conversation, position, attempt)"
-            " GROUP BY role ORDER BY role"
+            f" WHERE {self._of} GROUP BY role ORDER BY role"
         )
         return {role: Thought(*numbers) for role, *numbers in rows}
-
-    def count_cut(self) -> dict[str, int]:
-        """role of the speaker -> how many of its turns stop in the middle, at a limit of tokens."""
-        rows = self._db.execute("SELECT role, COUNT(*) FROM requests WHERE outcome = ? GROUP BY role", (UNFINISHED,))
-        return dict(rows)
 
     def count_turns(self) -> int:
         return self._db.execute("SELECT COUNT(*) FROM turns").fetchone()[0]
 
+    def choose(self, conversations: Iterable[str]) -> None:
+        """What ``usage``, ``interventions`` and ``rejected`` then tell of; before, of all."""
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (conversation TEXT PRIMARY KEY)")
+        self._db.execute("DELETE FROM chosen")
+        with self._together():
+            self._db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", ((c,) for c in conversations))
+        self._of = CHOSEN
+
     def usage(self) -> dict[str, Usage]:
         """role of the speaker -> what was asked of it, rejected answers included."""
         rows = self._db.execute(
-            "SELECT role, COUNT(*), SUM(prompt_tokens), SUM(new_tokens) FROM requests GROUP BY role"
+            f"SELECT role, COUNT(*), SUM(prompt_tokens), SUM(new_tokens) FROM requests WHERE {self._of} GROUP BY role"
         )
         return {role: Usage(*numbers) for role, *numbers in rows}
 
@@ -308,6 +286,7 @@ class Journal:
             "SELECT outcome, COUNT(*), COUNT(DISTINCT conversation),"
             " COUNT(DISTINCT CASE WHEN reason = outcome THEN conversation END)"
             " FROM requests LEFT JOIN ends USING (conversation) WHERE outcome NOT IN (?, ?, ?, ?, ?)"
+            f" AND {self._of}"
             " GROUP BY outcome ORDER BY 2 DESC, 1",
             (KEPT, UNFINISHED, EndReason.USER_ENDED, *NO_ANSWER),
         )
@@ -318,7 +297,7 @@ class Journal:
         rows = self._db.execute(
             "SELECT conversation, outcome, rejected.content, turns.content FROM rejected"
             " JOIN requests USING (conversation, position, attempt) LEFT JOIN turns USING (conversation, position)"
-            " WHERE outcome != ? ORDER BY conversation, position, attempt LIMIT ?",
+            f" WHERE outcome != ? AND {self._of} ORDER BY conversation, position, attempt LIMIT ?",
             (EndReason.USER_ENDED, count),
         )
         return [Rejected(*row) for row in rows]
@@ -328,7 +307,6 @@ class Journal:
         self._lock.close()
 
 
-def journal_path(folder: str | Path, identity: dict[str, Any], part: str = "") -> Path:
-    """The journal of these very settings: other settings get another file, nothing is mixed or overwritten."""
-    digest = text_sha256(json.dumps(identity, sort_keys=True, default=str))[:10]
-    return Path(folder) / f"journal-{digest}{part}.sqlite"
+def journal_path(folder: str | Path, identity: Mapping[str, Any], part: str = "") -> Path:
+    """The journal of these very words: others get another file, nothing is mixed or overwritten."""
+    return Path(folder) / f"journal-{digest(identity)}{part}.sqlite"

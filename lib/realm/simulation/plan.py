@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from realm.conversations.conversation import Conversation, Message
@@ -16,12 +18,21 @@ from realm.simulation.endings import SimulationError
 
 @dataclass(frozen=True)
 class Start:
-    """A conversation to be: its id, mode and opening messages; ``script``: human turns to replay, None to ask."""
+    """A conversation to be: its id, mode and opening messages; ``script``: human turns to replay, None to ask.
+
+    ``key``: its name in a journal, with a hash of its opening and script. Under another opening it is another
+    conversation there, so that no other's middle is joined to it.
+    """
 
     id: str
     mode: str
     opening: tuple[Message, ...] = ()
     script: tuple[str, ...] | None = None
+
+    @cached_property
+    def key(self) -> str:
+        given = [[m.role, m.content] for m in self.opening], self.script
+        return f"{self.id}#{text_sha256(json.dumps(given))[:12]}" if any(given) else self.id
 
 
 def plan(free: int, seeded: int, seeds: Sequence[Conversation]) -> list[Start]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from realm.conversations.conversation import Conversation
 from realm.core import profile
-from realm.core.errors import exit_code
+from realm.core.errors import exit_code, note
 from realm.core.files import make_folder
 from realm.core.profile import Endpoint, Profile, load_profile, run_folder
 from realm.core.secrets import register_secret
@@ -23,24 +23,27 @@ from realm.dialogue.format import ChatFormat
 from realm.models import assets
 from realm.models.assets import AssetError
 from realm.models.gguf import ConversionError
+from realm.models.weights import weights_of
 from realm.serving.client import Client
 from realm.serving.counting import TokenCounter
 from realm.serving.faults import EndpointError
 from realm.serving.local import connect
-from realm.simulation.budget import dollars, estimate, share
-from realm.simulation.endings import SimulationError
-from realm.simulation.engine import Simulation, end_reasons, exported, nobody_answered
+from realm.serving.words import note_words
+from realm.simulation.budget import Ledger, dollars, estimate, share
+from realm.simulation.endings import Ending, EndReason, SimulationError
+from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT, Simulation
 from realm.simulation.export import write_exports
-from realm.simulation.journal import Intervention, Journal, Reason, Rejected, Thought, Usage, journal_path
+from realm.simulation.identity import journal_identity
+from realm.simulation.journal import Journal, journal_path
+from realm.simulation.limits import Limits
 from realm.simulation.plan import Shard, Start, starts_of
-from realm.simulation.simulators import SIMULATORS, USERGPT
+from realm.simulation.records import Intervention, Reason, Rejected, Thought, Usage
+from realm.simulation.simulators import SIMULATORS, USERGPT, Simulator
+from realm.simulation.standing import cut_turns, end_reasons, exported, nobody_answered, standings
 
 STAGE_FOLDER = "03_simulation"
 ROLES = {"user": "user", "responder": "assistant"}  # whose turns an endpoint speaks
 SHOWN = 100  # rejected answers that a run's outcome holds
-# These change what a run costs or how fast it is, never what is said: they may differ when it goes on.
-NOT_IDENTITY = {"free", "seeded", "budget"}
-NOT_IDENTITY_OF_ENDPOINT = {"concurrency", "requests_per_minute", "timeout_seconds", "max_retries", "patience_seconds"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Outcome:
     dollars: float | None  # None where nothing has a price
     resumed_turns: int
     why: list[Reason]  # in words, of those that did not end by themselves
-    cut: dict[str, int]  # role -> turns that stop in the middle, at a limit of tokens
+    cut: Counter[str]  # role -> turns that stop in the middle, at a limit of tokens or by a guardrail
     thoughts: dict[str, Thought]
 
     def __str__(self) -> str:
@@ -64,46 +67,108 @@ class Outcome:
         return f"{self.reasons.total()} conversations: {ends}{why}"
 
 
+@dataclass(frozen=True)
+class Work:
+    """A profile's run as far as it can be known without asking anybody."""
+
+    chosen: Profile
+    seed: int
+    folder: Path  # the run's
+    starts: list[Start]
+    simulator: Simulator
+    limits: Limits
+    words: dict[str, Any]
+
+    @classmethod
+    def of(cls, chosen: Profile, seed: int, folder: Path, shard: Shard | None = None) -> Work:
+        """Raises SimulationError, ConversationFileError, AssetError."""
+        config, encoder = chosen.simulation, encoder_of(chosen, "usergpt_sft")
+        starts = [s for s in starts_of(chosen, seed, folder) if shard is None or shard.holds(s)]
+        simulator = SIMULATORS[config.simulator]
+        if simulator == USERGPT:
+            simulator = replace(USERGPT, falls_silent=chosen.usergpt_sft.learn_ending)
+        tokenizer, chat = encoder.tokenizer, encoder.format
+        _require_plain(starts, chat)
+        count = lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)  # noqa: E731
+        base = chosen.usergpt_sft.base_model
+        whose = (simulator, chat, count, RESPONDER_SYSTEM_PROMPT, weights_of(base, folder) or base)
+        sides = {"user": config.user, "responder": config.responder}
+        elsewhere = frozenset(ROLES[role] for role, e in sides.items() if e and own_tokenizer(e, base))
+        limits = Limits(config.max_rounds, config.user, config.responder, *whose, elsewhere)
+        return cls(
+            chosen, seed, folder, starts, simulator, limits, journal_identity(chosen, seed, folder, simulator, chat)
+        )
+
+    @property
+    def out(self) -> Path:
+        return self.folder / STAGE_FOLDER
+
+    def path(self, shard: Shard | None = None) -> Path:
+        return journal_path(self.out, self.words, str(shard or ""))
+
+    def journal(self, shard: Shard | None = None) -> Journal:
+        """This run's journal, or a shard's, with all that others of the same words hold: the whole run's takes in what
+        every shard said, a shard's what the whole run and shards of another division did."""
+        path = self.path(shard)
+        if why := note_words(self.path(), self.words, self.out.glob("journal-*.json")):
+            note(why)
+        journal = Journal(path)
+        try:
+            for other in self.others(shard):
+                # A shard answers, and pays, for its own share.
+                journal.absorb(other, {s.key for s in self.starts} if shard else None)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def others(self, shard: Shard | None = None) -> list[Path]:
+        """Journals of the same words, besides this one and the shards at work beside it."""
+        whole = self.path()
+        division = f"-of-{shard.of}.sqlite" if shard else None
+        found = sorted(self.out.glob(f"{whole.stem}-shard-*.sqlite")) + ([whole] if shard and whole.exists() else [])
+        return [p for p in found if division is None or not p.name.endswith(division)]
+
+    def outcome(self, journal: Journal, *, export: bool) -> Outcome:
+        """What there is; raises SimulationError if conversations have not ended."""
+        config = self.chosen.simulation
+        talks = exported(journal, self.starts, self.limits, config.simulator)
+        resumed = journal.count_turns()
+        journal.choose(s.key for s in self.starts)
+        usage, interventions, rejected = journal.usage(), journal.interventions(), journal.rejected(SHOWN)
+        if export:
+            write_exports(self.out, talks, config, self.seed, usage, interventions)
+        spoken = [c for c in talks if c.messages]
+        cost = dollars(config.budget, usage)
+        told = journal.reasons(), cut_turns(spoken), journal.thoughts()
+        return Outcome(spoken, end_reasons(talks), usage, interventions, rejected, cost, resumed, *told)
+
+
 async def simulate(chosen: Profile, seed: int, folder: Path, shard: Shard | None = None) -> Outcome:
     """Hold the conversations of a profile, or a share of them; a whole run writes the exports.
 
-    ``folder``: the run's. Servers are started only if something is left to ask. Raises SimulationError,
-    EndpointError, ConversationFileError, each one line.
+    ``folder``: the run's. What was said before, here or in shards, is gone on with. Servers are started only if
+    something is left to ask and to spend. Raises SimulationError, EndpointError, ConversationFileError, each one line.
     """
-    config, out = chosen.simulation, folder / STAGE_FOLDER
-    starts = starts_of(chosen, seed, folder)
-    starts = [s for s in starts if shard is None or shard.holds(s)]
-    path = journal_path(out, identity(chosen, seed), str(shard or ""))
-    with contextlib.closing(Journal(path)) as journal:
-        resumed, ended = journal.count_turns(), journal.ended()
-        again = journal.asked_again()
-        if any(s.id not in ended or s.id in again for s in starts):
-            await _hold_all(chosen, seed, folder, starts, journal, share(config.budget, shard.of if shard else 1))
-        elif failed := nobody_answered(journal, starts):
-            raise SimulationError(failed)
-        talks = exported(journal, starts, config.simulator)
-        usage, interventions, rejected = journal.usage(), journal.interventions(), journal.rejected(SHOWN)
-        told = journal.reasons(), journal.count_cut(), journal.thoughts()
-    if shard is None:
-        write_exports(out, talks, config, seed, usage, interventions)
-    spoken = [c for c in talks if c.messages]
-    cost = dollars(config.budget, usage)
-    return Outcome(spoken, end_reasons(talks), usage, interventions, rejected, cost, resumed, *told)
+    work = Work.of(chosen, seed, folder, shard)
+    with contextlib.closing(work.journal(shard)) as journal:
+        resumed = journal.count_turns()
+        budget = share(chosen.simulation.budget, shard.of if shard else 1)
+        standing, again = standings(journal, work.starts, work.limits), journal.asked_again()
+        waiting = [k for k, s in standing.items() if s.reason is None or k in again]
+        if waiting and Ledger(budget, journal.usage()).open():
+            await _hold_all(work, journal, budget)
+        else:
+            journal.end([k for k in waiting if standing[k].reason is None], Ending(EndReason.BUDGET_SPENT))
+            if failed := nobody_answered(journal, work.starts):
+                raise SimulationError(failed)
+        return replace(work.outcome(journal, export=shard is None), resumed_turns=resumed)
 
 
-async def _hold_all(
-    chosen: Profile, seed: int, folder: Path, starts: Sequence[Start], journal: Journal, budget: profile.Budget
-) -> None:
-    config, logs = chosen.simulation, folder / STAGE_FOLDER / "logs"
-    encoder = encoder_of(chosen, "usergpt_sft")
-    tokenizer, chat = encoder.tokenizer, encoder.format
-    count = lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)  # noqa: E731
-    _require_plain(starts, chat)
-    openings = [sum(count(m.content) for m in s.opening) for s in starts]
+async def _hold_all(work: Work, journal: Journal, budget: profile.Budget) -> None:
+    config, logs, limits = work.chosen.simulation, work.out / "logs", work.limits
+    openings = [sum(limits.count(m.content) for m in s.opening) for s in work.starts]
     print(f"before it starts: {estimate(config, openings)}", flush=True)
-    simulator = SIMULATORS[config.simulator]
-    if simulator == USERGPT:
-        simulator = replace(USERGPT, falls_silent=chosen.usergpt_sft.learn_ending)
     sides = {role: e for role, e in (("user", config.user), ("responder", config.responder)) if e}
     local = sum(e.engine != "api" for e in sides.values())
     clients: dict[str, Client] = {}
@@ -111,25 +176,26 @@ async def _hold_all(
     async with contextlib.AsyncExitStack() as stack:
         # Services first: a wrong key must not show only after a local server has loaded its weights.
         for role, endpoint in sorted(sides.items(), key=lambda side: side[1].engine != "api"):
-            place = connect(endpoint, role, folder, logs, share=local)
+            place = connect(endpoint, role, work.folder, logs, share=local)
             clients[role] = await stack.enter_async_context(place)
-            if own_tokenizer(endpoint, chosen.usergpt_sft.base_model):
+            if ROLES[role] in limits.elsewhere:
                 counters[ROLES[role]] = TokenCounter(clients[role].address)
                 stack.push_async_callback(counters[ROLES[role]].close)
         engine = Simulation(
-            simulator,
+            work.simulator,
             clients.get("user"),
             clients["responder"],
             journal,
             config.max_rounds,
-            seed,
-            count,
-            chat,
+            work.seed,
+            limits.count,
+            limits.format,
             config.guardrails,
             budget,
+            counted_by=limits.counted_by,
             counters=counters,
         )
-        await engine.run(starts)
+        await engine.run(work.starts)
 
 
 def own_tokenizer(endpoint: Endpoint, base_model: str) -> bool:
@@ -145,32 +211,27 @@ def _require_plain(starts: Sequence[Start], chat: ChatFormat) -> None:
             raise SimulationError(f"{start.id}: its seed holds {found[0]}, a token of the template; take it out there")
 
 
-def identity(chosen: Profile, seed: int) -> dict[str, Any]:
+def identity(chosen: Profile, seed: int, folder: Path) -> dict[str, Any]:
     """All that shapes what is said, and nothing else: it names the journal."""
-    values = chosen.simulation.model_dump(exclude=NOT_IDENTITY)
-    for side in ("user", "responder"):
-        values[side] = {k: v for k, v in (values[side] or {}).items() if k not in NOT_IDENTITY_OF_ENDPOINT}
-    return {"simulation": values, "dialogue": chosen.dialogue.model_dump(), "seed": seed}
+    return Work.of(chosen, seed, folder).words
 
 
-def merge(chosen: Profile, seed: int, folder: Path) -> int:
-    """Take the journals of all shards into the whole run's; returns how many there were.
+def merge(chosen: Profile, seed: int, folder: Path) -> tuple[int, Outcome]:
+    """Take the journals of all shards into the whole run's and write the exports; (how many shards, what they hold).
 
-    ``simulate`` then has nothing left to ask. Raises SimulationError if a shard is still at work or conversations
-    have not ended.
+    Nobody is asked and no server is started: what a spent budget left open is for the next run. Raises SimulationError
+    if a shard is still at work or conversations have not ended.
     """
-    path = journal_path(folder / STAGE_FOLDER, identity(chosen, seed))
-    shards = sorted(path.parent.glob(f"{path.stem}-shard-*.sqlite"))
-    with contextlib.closing(Journal(path)) as journal:
-        for shard in shards:
-            journal.absorb(shard)
-        ended = journal.ended()
-    starts = starts_of(chosen, seed, folder)
-    if missing := sum(s.id not in ended for s in starts):
-        raise SimulationError(
-            f"{missing} of {len(starts)} conversations have not ended in {len(shards)} shards; run those shards again"
-        )
-    return len(shards)
+    work = Work.of(chosen, seed, folder)
+    shards = work.others()
+    with contextlib.closing(work.journal()) as journal:
+        standing = standings(journal, work.starts, work.limits)
+        if missing := sum(s.reason is None for s in standing.values()):
+            raise SimulationError(
+                f"{missing} of {len(work.starts)} conversations have not ended in {len(shards)} shards; "
+                "run those shards again"
+            )
+        return len(shards), work.outcome(journal, export=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,7 +252,9 @@ def _dispatch(given: argparse.Namespace) -> None:
         register_secret(os.environ.get(endpoint.api_key_env or ""))
     make_folder(folder / STAGE_FOLDER)
     if given.merge:
-        print(f"{merge(chosen, chosen.seed, folder)} shards joined")
+        count, outcome = merge(chosen, chosen.seed, folder)
+        print(f"{count} shards joined\n{outcome}")
+        return
     shard = Shard.parse(given.shard) if given.shard else None
     try:
         print(asyncio.run(simulate(chosen, chosen.seed, folder, shard)))

@@ -50,10 +50,12 @@ def save_servable(
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what only an unfinished stage needs to go on: checkpoints and launched weights, its controls' too."""
+    """Remove what launched processes left, which is in adapter and merged model by now, its controls' too.
+
+    Checkpoints stay: the same training goes on from its last one, and repeats nothing.
+    """
     for place in (Path(folder), *Path(folder).glob("control_*")):
-        for done_with in ("checkpoints", TRAINED):
-            shutil.rmtree(place / done_with, ignore_errors=True)
+        shutil.rmtree(place / TRAINED, ignore_errors=True)
 
 
 def _in_half(model: PreTrainedModel) -> PreTrainedModel:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from realm.core.files import ArtefactError, atomic_path, read_json, write_json
 from realm.core.profile import SFT
+from realm.core.set_aside import set_aside
 from realm.dialogue.encoder import Encoded
 from realm.training.base import TrainingError, compute_dtype, refuse_without_gradient, sharded
 from realm.training.likelihood import likelihood
 from realm.training.loss import supervised_nll
 from realm.training.memory import give_back
 from realm.training.rows import Rows, collate, padding_of, progress_bar, require_fit, rows_sha256
+
+# Values that say what is measured, shown or trained beside it; whose rows these are is said by the rows.
+NO_TRAINING = {"test_conversations", "valid_conversations", "samples_shown", "controls"}
 
 
 class _LengthGrouped(torch.utils.data.Sampler):
@@ -200,7 +203,7 @@ def run_trainer(model, tokenizer, rows, config: SFT, folder: Path, seed: int, va
     if arguments.n_gpu > 1:
         raise TrainingError("more than one GPU in one process; use `accelerate launch`, which starts one for each")
     identity = {
-        "config": config.model_dump(),
+        "config": config.model_dump(exclude=NO_TRAINING),
         "seed": seed,
         "rows": rows_sha256(rows),
         "valid": rows_sha256(valid),
@@ -208,8 +211,8 @@ def run_trainer(model, tokenizer, rows, config: SFT, folder: Path, seed: int, va
     }
     with arguments.main_process_first(local=False):
         if arguments.process_index == 0:
-            _drop_foreign_checkpoints(checkpoints, identity)
-            _drop_broken_checkpoints(checkpoints)
+            _without_foreign(checkpoints, identity)
+            _without_broken(checkpoints)
     kept = [_KeepEvaluated()] if config.chooses_best else []
     trainer = SupervisedTrainer(
         model=model,
@@ -264,19 +267,21 @@ def _arguments(config: SFT, checkpoints: Path, seed: int) -> TrainingArguments:
     return arguments
 
 
-def _drop_broken_checkpoints(checkpoints: Path) -> None:
+def _without_broken(checkpoints: Path) -> None:
     """Keep what was written to its end: the Trainer writes its state last, and half a JSON file does not parse."""
+    broken = []
     for folder in checkpoints.glob("checkpoint-*"):
         try:
             read_json(folder / "trainer_state.json")
         except ArtefactError:
-            shutil.rmtree(folder)
+            broken.append(folder)
+    set_aside(broken, checkpoints.parent)
 
 
-def _drop_foreign_checkpoints(checkpoints: Path, identity: dict[str, Any]) -> None:
-    """Checkpoints of another configuration must not be resumed from."""
+def _without_foreign(checkpoints: Path, identity: dict[str, Any]) -> None:
+    """Checkpoints of another configuration must not be resumed from; they took hours, so they are set aside."""
     marker = checkpoints / "identity.json"
     if checkpoints.exists() and (not marker.exists() or read_json(marker) != json.loads(json.dumps(identity))):
-        shutil.rmtree(checkpoints)
+        set_aside([checkpoints], checkpoints.parent)
     if not marker.exists():
         write_json(marker, identity)
