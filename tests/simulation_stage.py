@@ -39,11 +39,13 @@ class Stage:
         rules=OFF,
         budget=FREE,
         counters=None,
+        cut_turns="mark",
         **endpoint,
     ):
         self.servers, self.folder, self.simulator = servers, folder, simulator
         self.max_rounds, self.seed, self.endpoint = max_rounds, seed, endpoint
         self.rules, self.budget, self.counters = rules, budget, counters or {}
+        self.cut_turns = cut_turns
 
     def run(self, starts):
         return asyncio.run(self.simulate(starts))
@@ -70,6 +72,7 @@ class Stage:
                     self.rules,
                     self.budget,
                     counters=self.counters,
+                    cut_turns=self.cut_turns,
                 )
                 try:
                     conversations = await engine.run(starts)

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from realm.core.profile import PROFILE_FOLDER, Endpoint, ProfileError, load_profile, profile_path
+from realm.core.endpoint import Endpoint, Judge
+from realm.core.profile import PROFILE_FOLDER, ProfileError, load_profile, profile_path
 
 NAMES = sorted(path.stem for path in PROFILE_FOLDER.glob("*.yaml"))
 SMOKE = PROFILE_FOLDER / "smoke.yaml"
@@ -310,7 +311,14 @@ def test_an_api_endpoint_is_accepted(values, tmp_path):
     spoil(values, "mt_bench.judge", {**API, "api_key_env": "OPENAI_API_KEY"})
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    assert load_profile(path).mt_bench.judge == Endpoint(**API, api_key_env="OPENAI_API_KEY")
+    assert load_profile(path).mt_bench.judge == Judge(**API, api_key_env="OPENAI_API_KEY")
+
+
+def test_a_judgment_may_be_as_long_as_fastchats(values, tmp_path):
+    spoil(values, "mt_bench.judge", {k: v for k, v in API.items() if k != "max_new_tokens"})
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert load_profile(path).mt_bench.judge.max_new_tokens == 2_048
 
 
 @pytest.mark.parametrize("key", ["5", "on", "2024-01-01"])

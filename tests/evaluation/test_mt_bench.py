@@ -5,7 +5,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from stub_server import BAD_KEY, StubServer
+from stub_server import BAD_KEY, BROKEN, BUSY, TOO_LONG, Fault, StubServer, answered
 
 from realm.core.files import ArtefactError
 from realm.core.metrics import Metrics
@@ -38,8 +38,14 @@ def with_client(server, call, **values):
     return asyncio.run(inside())
 
 
-def answer(server, questions, path, model="realm", **values):
+def answer_some(server, questions, path, model="realm", **values):
     return with_client(server, lambda client: mt_bench.answer(client, questions, path, model, seed=7), **values)
+
+
+def answer(server, questions, path, model="realm", **values):
+    records, missing = answer_some(server, questions, path, model, **values)
+    assert missing == []
+    return records
 
 
 # ---------------------------------------------------------------- questions
@@ -92,7 +98,7 @@ def test_answers_stand_in_fastchats_layout(server, questions, tmp_path):
     assert written == records
     assert [r["question_id"] for r in written] == [q.id for q in drawn]
     for record in written:
-        assert record.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+        assert record.keys() == {"question_id", "answer_id", "model_id", "choices", "tstamp", "cut"}
         assert record["model_id"] == "realm"
         [choice] = record["choices"]
         assert choice["index"] == 0
@@ -224,6 +230,80 @@ def test_an_answer_with_a_line_separator_of_unicode_stays_one_line(server, quest
     assert server.completions == []
 
 
+# ---------------------------------------------------------------- what does not come
+
+
+FLAGGED = Fault(403, "This input was flagged by moderation: violence")
+
+
+def refuse(turn, fault):
+    """Whatever asks with these words is refused, for good; all others are answered."""
+    return lambda body: fault if any(turn in m["content"] for m in body["messages"]) else "words"
+
+
+@pytest.mark.parametrize("fault", [FLAGGED, TOO_LONG, BUSY], ids=["flagged", "too long", "never answered"])
+def test_one_refused_question_costs_itself_alone_and_is_asked_again(server, questions, tmp_path, fault):
+    drawn = mt_bench.draw_stratified(questions, 16, seed=1)
+    refused = drawn[4]
+    server.reply = refuse(refused.turns[0], fault)
+    for _ in range(2):
+        server.requests.clear()
+        records, missing = answer_some(server, drawn, tmp_path / "a.jsonl")
+        assert [m.question_id for m in missing] == [refused.id]
+        assert missing[0].reason and [r["question_id"] for r in records] == [q.id for q in drawn if q != refused]
+        assert mt_bench.read_answers(tmp_path / "a.jsonl") == records
+    assert len(server.completions) <= 2  # what was answered is kept
+    server.reply = lambda body: "words"
+    assert len(answer(server, drawn, tmp_path / "a.jsonl")) == 16
+
+
+def test_a_service_that_refuses_everybody_is_an_error_and_no_result(server, questions, tmp_path):
+    server.reply = lambda body: FLAGGED
+    with pytest.raises(EndpointError, match="flagged by moderation"):
+        answer_some(server, questions[:8], tmp_path / "a.jsonl")
+
+
+def test_a_service_that_went_away_stops_and_what_came_is_kept(questions, tmp_path):
+    with StubServer() as gone:
+
+        def breaks(body):
+            gone.models = BROKEN
+            return BROKEN
+
+        gone.script, gone.reply = ["words"] * 12, breaks
+        with pytest.raises(EndpointError):
+            answer_some(gone, questions[:8], tmp_path / "a.jsonl", concurrency=1)
+    assert len(kept_file(tmp_path).read_text().splitlines()) == 12
+
+
+def test_judgments_that_do_not_come_are_counted_with_their_reasons(server, questions, tmp_path):
+    drawn = mt_bench.draw_stratified(questions, 16, seed=1)
+    records = answer(server, drawn, tmp_path / "a.jsonl")
+    server.reply = lambda body: FLAGGED if drawn[2].turns[1] in body["messages"][-1]["content"] else "[[7]]"
+    judged, missing = judge_some(server, drawn, records, tmp_path / "judgments" / "realm.jsonl")
+    assert [m.question_id for m in missing] == [drawn[2].id] and "flagged" in missing[0].reason
+    assert len(judged) == 31
+    metrics = Metrics()
+    mt_bench.judged_metrics(metrics, judged, missing, drawn, "realm", "stub", seed=1)
+    counted = metrics["mt_bench_missing_judgments_realm"]
+    assert (counted.value, counted.n) == (1, 32)
+    assert metrics["mt_bench_overall_realm"].n == 31
+
+
+def test_questions_without_answers_are_not_judged(server, questions, tmp_path):
+    drawn = mt_bench.draw_stratified(questions, 16, seed=1)
+    records = answer(server, drawn, tmp_path / "a.jsonl")[1:]
+    server.reply = lambda body: "[[7]]"
+    judged = judge(server, drawn, records, tmp_path / "judgments" / "realm.jsonl")
+    assert {r["question_id"] for r in judged} == {q.id for q in drawn[1:]}
+
+
+def test_answers_cut_at_the_limit_say_so(server, questions, tmp_path):
+    server.script = [answered("half of", "length"), answered("whole", "stop")]
+    [record] = answer(server, questions[:1], tmp_path / "a.jsonl")
+    assert record["cut"] == [True, False]
+
+
 # ---------------------------------------------------------------- judging
 
 
@@ -238,7 +318,13 @@ def test_an_answer_with_a_line_separator_of_unicode_stays_one_line(server, quest
         ("Rating: [[11]]", None),
         ("Rating: [[-1]]", None),
         ("Rating: 7", None),
-        ("Rating: [7]", None),
+        ("Rating: [7]", 7),
+        ("[6.5] is my rating", 6.5),
+        ("He wrote [[1]], which is wrong. Rating: [[9]]", 9),
+        ("See [2] and [3]. Rating: [[8]]", 8),
+        ("<think>at first [[2]]</think>\n\nGood. [[6]]", 6),
+        ("<think>[[2]], I would say", None),
+        ("Rating: [[9.]]", 9),
         ("Rating: [[seven]]", None),
         ("", None),
     ],
@@ -247,8 +333,14 @@ def test_read_rating(text, rating):
     assert read_rating(text) == rating
 
 
-def judge(server, questions, records, path):
+def judge_some(server, questions, records, path):
     return with_client(server, lambda client: mt_bench.judge(client, questions, records, path, seed=7))
+
+
+def judge(server, questions, records, path):
+    judged, missing = judge_some(server, questions, records, path)
+    assert missing == []
+    return judged
 
 
 @pytest.fixture
@@ -284,7 +376,7 @@ def test_what_cannot_be_read_is_null_and_counted_never_a_score(judged):
     drawn, _, records = judged
     assert Counter(r["score"] for r in records) == {7: 8, 8.5: 8, None: 16}
     metrics = Metrics()
-    table = mt_bench.judged_metrics(metrics, records, drawn, "realm", "stub", seed=1)
+    table = mt_bench.judged_metrics(metrics, records, [], drawn, "realm", "stub", seed=1)
     unread = metrics["mt_bench_unread_ratings_realm"]
     assert (unread.value, unread.n) == (16, 32)
     overall = metrics["mt_bench_overall_realm"]
@@ -307,15 +399,15 @@ def test_the_judge_sees_question_answer_and_reference(judged, server):
 def test_ratings_that_all_fail_give_no_score(questions):
     records = [{"question_id": q.id, "turn": t, "score": None} for q in questions[:2] for t in (1, 2)]
     metrics = Metrics()
-    assert mt_bench.judged_metrics(metrics, records, questions, "realm", "stub", seed=1).empty
-    assert [m.name for m in metrics] == ["mt_bench_unread_ratings_realm"]
+    assert mt_bench.judged_metrics(metrics, records, [], questions, "realm", "stub", seed=1).empty
+    assert [m.name for m in metrics] == ["mt_bench_missing_judgments_realm", "mt_bench_unread_ratings_realm"]
 
 
 def test_one_question_a_category_leaves_valid_json(questions, tmp_path):
     drawn = mt_bench.draw_stratified(questions, 8, seed=1)
     records = [{"question_id": q.id, "turn": t, "score": 5.0 + t} for q in drawn for t in (1, 2)]
     metrics = Metrics()
-    mt_bench.judged_metrics(metrics, records, drawn, "realm", "stub", seed=1)
+    mt_bench.judged_metrics(metrics, records, [], drawn, "realm", "stub", seed=1)
     text = metrics.save(tmp_path).read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 

@@ -13,11 +13,12 @@ from realm.core.seeds import turn_seed
 from realm.dialogue.format import USER_SYSTEM_PROMPT
 from realm.pipeline import runner
 from realm.reporting import display
+from realm.serving.dialect import GO_ON
 from realm.simulation.endings import EndReason, SimulationError
 from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT
 from realm.simulation.journal import Journal, journal_path
-from realm.simulation.plan import plan
-from realm.simulation.simulators import ROLEPLAY, USERGPT
+from realm.simulation.plan import plan, plan_replay
+from realm.simulation.simulators import REPLAY, ROLEPLAY, USERGPT
 from realm.simulation.standing import end_reasons
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -205,6 +206,70 @@ def test_a_turn_that_a_guardrail_cut_is_marked_too(servers, tmp_path):
     assert 1 in talk.meta["cut_turns"]
 
 
+def test_end_turn_cut_and_the_journal_serves_both_ways(servers, tmp_path):
+    servers[1].script = ["Whole.", answered("First of all the", "length")]
+    marked = Stage(servers, tmp_path, max_rounds=3)
+    [whole] = marked.run(plan(1, 0, []))
+    assert (whole.rounds, whole.meta["cut_turns"]) == (3, [3])
+    asked = len(servers[0].completions) + len(servers[1].completions)
+    [ends] = Stage(servers, tmp_path, max_rounds=3, cut_turns="end").run(plan(1, 0, []))
+    assert (ends.messages, ends.meta["end_reason"]) == (whole.messages[:4], "turn_cut")
+    assert ends.meta["cut_turns"] == [3]
+    assert Stage(servers, tmp_path, max_rounds=3).run(plan(1, 0, [])) == [whole]
+    assert len(servers[0].completions) + len(servers[1].completions) == asked
+
+
+def test_a_conversation_that_ended_with_a_cut_turn_asks_no_further(servers, tmp_path):
+    servers[0].script = [answered("And what about the", "length")]
+    [talk] = Stage(servers, tmp_path, cut_turns="end").run(plan(1, 0, []))
+    assert (len(talk.messages), talk.meta["end_reason"]) == (1, "turn_cut")
+    assert servers[1].completions == []
+    # Under the other way it goes on from there.
+    [longer] = Stage(servers, tmp_path, max_rounds=1).run(plan(1, 0, []))
+    assert longer.messages[:1] == talk.messages and len(longer.messages) == 2
+    assert len(servers[0].completions) == 1
+
+
+def test_a_cut_turn_is_gone_on_with_once_by_engines_that_can(servers, tmp_path, monkeypatch):
+    monkeypatch.setitem(GO_ON, "api", {"continue_final_message": True})
+    servers[1].script = [answered("First of all the", "length"), answered(" end.", "stop")]
+    servers[1].script += [answered("Then the", "length"), answered(" middle of", "length")]
+    stage = Stage(servers, tmp_path, max_rounds=2, cut_turns="continue")
+    [talk] = stage.run(plan(1, 0, []))
+    assert talk.turns("assistant") == ["First of all the end.", "Then the middle of"]
+    assert talk.meta["cut_turns"] == [3]
+    begun = servers[1].completions[1]
+    assert begun.said[-1] == ("assistant", "First of all the") and begun.body["continue_final_message"] is True
+    assert "continue_final_message" not in servers[1].completions[0].body
+    assert len(servers[1].completions) == 4 and stage.usage["assistant"].requests == 2
+    assert stage.usage["assistant"].new_tokens == 4 + 1 + 2 + 2  # of all four requests
+
+
+def test_where_an_engine_cannot_go_on_a_cut_turn_is_marked(servers, tmp_path):
+    servers[1].script = [answered("First of all the", "length")]
+    [talk] = Stage(servers, tmp_path, max_rounds=1, cut_turns="continue").run(plan(1, 0, []))
+    assert talk.meta["cut_turns"] == [1] and len(servers[1].completions) == 1
+
+
+# ---------------------------------------------------------------- seeds with a system turn
+
+
+def test_a_seeds_system_turn_is_the_conversations_own(servers, tmp_path):
+    own = Conversation("seed", (Message("system", "Be brief."), *SEEDS[0].messages))
+    [talk] = Stage(servers, tmp_path, max_rounds=2).run(plan(0, 1, [own]))
+    assert talk.messages[:3] == own.messages and talk.rounds == 2
+    assert servers[1].completions[0].said[:2] == [("system", "Be brief."), ("user", SEEDS[0].messages[0].content)]
+    assert servers[0].completions[0].said[0] == ("system", USER_SYSTEM_PROMPT)
+    assert "Be brief." not in str(servers[0].completions[0].said)
+
+
+def test_a_replayed_conversation_keeps_its_system_turn(servers, tmp_path):
+    own = Conversation("real", (Message("system", "Be brief."), *SEEDS[0].messages, Message("user", "And then?")))
+    [talk] = Stage((None, servers[1]), tmp_path, simulator=REPLAY, max_rounds=5).run(plan_replay(1, [own]))
+    assert talk.turns("user") == ["Question 0?", "And then?"] and talk.messages[0] == own.messages[0]
+    assert all(r.said[0] == ("system", "Be brief.") for r in servers[1].completions)
+
+
 def test_reasoning_is_no_part_of_a_turn_and_is_counted(servers, tmp_path):
     servers[0].script = ["<think>\nwhat would they ask\n</think>\n\nWhy is it so?"]
     servers[1].script = [answered("It is so.", reasoning_content="one two three")]
@@ -365,7 +430,7 @@ def test_other_settings_get_another_journal(tmp_path):
 
 def test_too_few_seeds_is_a_clear_error():
     unusable = [Conversation("a", (Message("assistant", "hi"), Message("user", "hi")))]
-    with pytest.raises(SimulationError, match="9 seeded conversations asked for, 5 of 6 seeds have a first round"):
+    with pytest.raises(SimulationError, match=r"simulation\.seeded: 9 asked for, 5 of 6 seeds have a first"):
         plan(0, 9, [*SEEDS, *unusable])
 
 

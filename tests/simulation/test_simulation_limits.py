@@ -241,7 +241,7 @@ class ReplayStage(Stage):
 
 
 def test_too_few_conversations_to_replay_is_a_clear_error():
-    with pytest.raises(SimulationError, match="6 conversations to replay asked for, 5 of 5 open with a human turn"):
+    with pytest.raises(SimulationError, match="6 to replay asked for, 5 of 5 conversations open with a human turn"):
         plan_replay(6, SEEDS)
 
 

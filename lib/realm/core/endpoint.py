@@ -97,3 +97,10 @@ class Endpoint(Block):
         if self.engine != "api" and self.api_key_env:
             raise ValueError(f"api_key_env goes with engine api, not {self.engine}")
         return self
+
+
+class Judge(Endpoint):
+    """Who rates MT-Bench answers: with FastChat's length for a judgment, and room for what is judged."""
+
+    max_new_tokens: int = Field(default=2048, ge=1)
+    context_length: int = Field(default=8192, ge=128)

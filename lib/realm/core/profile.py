@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from realm.core.block import Block
-from realm.core.endpoint import Endpoint
+from realm.core.endpoint import Endpoint, Judge
 from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
 from realm.core.fine_tunes import SFT, UserSFT
@@ -136,6 +136,8 @@ class Simulation(Block):
 
     ``simulator``: ``usergpt``, ``roleplay`` (an assistant told to play the user), or ``replay``: the human turns of
     ``seeded`` conversations of ``seed_source`` as they stand, for which there is no ``user`` endpoint.
+    ``cut_turns``: a turn cut at its limit of tokens is marked, and no end is learned from it (``mark``); or it is gone
+    on with once, by engines that can, llama.cpp and vllm (``continue``); or its conversation ends with it (``end``).
     """
 
     simulator: Literal["usergpt", "roleplay", "replay"]
@@ -145,6 +147,7 @@ class Simulation(Block):
     seeded: int = Field(ge=0)
     seed_source: str = Field(description="`split` for first rounds of the seeds split, or a conversation file")
     max_rounds: int = Field(ge=1)
+    cut_turns: Literal["mark", "continue", "end"] = "mark"
     guardrails: Guardrails
     budget: Budget
 
@@ -175,7 +178,7 @@ class MTBench(Block):
     base: Endpoint
     realm: Endpoint
     beside: dict[str, Endpoint] = Field(default_factory=dict)
-    judge: Endpoint | None
+    judge: Judge | None
 
     @property
     def answerers(self) -> dict[str, Endpoint]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,11 @@ from realm.core.secrets import redact
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT
 from realm.evaluation.intervals import bootstrap
-from realm.evaluation.kept import Kept, KeptReply
+from realm.evaluation.kept import Kept
 from realm.models import assets
 from realm.serving.client import Client, together
+from realm.serving.faults import EndpointError
+from realm.serving.reply import separate
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 # FastChat's llm_judge/common.py.
@@ -42,7 +44,8 @@ TEMPERATURES = {
     "humanities": 0.1,
 }
 NEEDS_REFERENCE = ("math", "reasoning", "coding")
-RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
+# FastChat's two patterns: what its prompts ask for, and what judges write instead.
+RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
 
 class MTBenchError(OneLineError, ValueError):
@@ -82,39 +85,71 @@ def draw_stratified(questions: Sequence[Question], count: int, seed: int) -> lis
     return sorted(chosen, key=lambda q: q.id)
 
 
+class Missing(NamedTuple):
+    """A question without an answer, or an answer without a judgment, and why, in the service's words."""
+
+    question_id: int
+    reason: str
+
+
 async def answer(
     client: Client, questions: Sequence[Question], path: Path, model_id: str, seed: int
-) -> list[dict[str, Any]]:
-    """Answers to both turns of each question, in FastChat's format, at ``path``.
+) -> tuple[list[dict[str, Any]], list[Missing]]:
+    """Answers to both turns of each question, in FastChat's format, at ``path``; and what stayed without.
 
     What was answered before, by the same weights under the same prompt and sampling, is not asked again. Raises
-    EndpointError.
+    EndpointError where nobody is answered.
     """
     kept, known = Kept(client, path.parent, path.stem), {}
     bar = tqdm(total=len(questions), desc=f"answers of {model_id}", unit="question")
 
     async def one(q: Question) -> None:
-        said, name = [Message("system", ASSISTANT_SYSTEM_PROMPT)], f"mt-bench-{q.id}"
+        said, name, cut = [Message("system", ASSISTANT_SYSTEM_PROMPT)], f"mt-bench-{q.id}", []
         for turn in (0, 1):
             said.append(Message("user", q.turns[turn]))
             came = await kept.complete(
                 said, turn_seed(name, turn, seed), conversation=name, temperature=TEMPERATURES[q.category]
             )
             said.append(Message("assistant", came.reply.text.strip()))
+            cut.append(came.reply.cut)
         known[q.id] = {
             "question_id": q.id,
             "answer_id": f"{model_id}-{q.id}",
             "model_id": model_id,
             "choices": [{"index": 0, "turns": [m.content for m in said if m.role == "assistant"]}],
+            "cut": cut,  # at the limit of tokens, an answer each; not in FastChat's own records
             "tstamp": came.time,
         }
         bar.update()
 
     with bar:
-        await together(one(q) for q in questions)
-    records = [known[q.id] for q in questions]
+        missing = await _each(client, {q.id: one(q) for q in questions})
+    records = [known[q.id] for q in questions if q.id in known]
     _write_json_lines(path, records)
-    return records
+    return records, missing
+
+
+async def _each(client: Client, asked: Mapping[Any, Coroutine[Any, Any, None]]) -> list[Missing]:
+    """All of them to their ends; those that got no answer, by name, while others did.
+
+    Raises EndpointError where nobody is answered: by a key that is refused, a server that is gone.
+    """
+    failed: list[tuple[Any, EndpointError]] = []
+
+    async def one(name: Any, request: Coroutine[Any, Any, None]) -> None:
+        try:
+            await request
+        except EndpointError as error:
+            if error.stops:
+                raise
+            failed.append((name, error))
+
+    await together(one(*pair) for pair in asked.items())
+    if failed and len(failed) == len(asked):
+        raise failed[0][1]
+    if any(error.passing for _, error in failed):
+        await client.check()  # what came is kept: who is gone is told, and asked for the rest by the next run
+    return sorted(Missing(name, error.reason) for name, error in failed)
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
@@ -123,35 +158,26 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
 
 async def judge(
     client: Client, questions: Sequence[Question], answers: Sequence[dict[str, Any]], path: Path, seed: int
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[Missing]]:
     """Single-answer grading of both turns with FastChat's prompts; writes FastChat's judgment records.
 
     What this judge said before of the same answers is not asked again. ``score`` is null where the judge's rating
-    could not be read. Raises EndpointError.
+    could not be read; judgments that did not come are told apart, with their reasons. Raises EndpointError where none
+    comes.
     """
     prompts = {r["name"]: r for _, r in _json_lines(assets.fetch("mt-bench-judge-prompts"))}
     references = {
         r["question_id"]: r["choices"][0]["turns"] for _, r in _json_lines(assets.fetch("mt-bench-references"))
     }
     by_id = {a["question_id"]: a for a in answers}
-    asked, requests = [], []
-    for q in questions:
-        for turn in (1, 2):
-            name, request = _judge_request(q, by_id[q.id]["choices"][0]["turns"], references.get(q.id), turn, prompts)
-            asked.append((q, turn, name))
-            requests.append((request, turn_seed(f"judge-{q.id}", turn, seed)))
-    kept = Kept(client, path.parent, path.stem)
-    bar = tqdm(total=len(requests), desc=f"judging {answers[0]['model_id']}", unit="turn")
+    kept, records = Kept(client, path.parent, path.stem), {}
+    asked = [(q, turn) for q in questions if q.id in by_id for turn in (1, 2)]
+    bar = tqdm(total=len(asked), desc=f"judging {path.stem}", unit="turn")
 
-    async def one(request: list[Message], sampler: int) -> KeptReply:
-        came = await kept.complete(request, sampler, temperature=0.0)
-        bar.update()
-        return came
-
-    with bar:
-        replies = await together(one(*r) for r in requests)
-    records = [
-        {
+    async def one(q: Question, turn: int) -> None:
+        name, request = _judge_request(q, by_id[q.id]["choices"][0]["turns"], references.get(q.id), turn, prompts)
+        came = await kept.complete(request, turn_seed(f"judge-{q.id}", turn, seed), temperature=0.0)
+        records[q.id, turn] = {
             "question_id": q.id,
             "model": by_id[q.id]["model_id"],
             "judge": [client.address.model, name],
@@ -160,10 +186,13 @@ async def judge(
             "turn": turn,
             "tstamp": came.time,
         }
-        for (q, turn, name), came in zip(asked, replies, strict=True)
-    ]
-    _write_json_lines(path, records)
-    return records
+        bar.update()
+
+    with bar:
+        missing = await _each(client, {(q.id, turn): one(q, turn) for q, turn in asked})
+    judged = [records[key] for key in sorted(records)]
+    _write_json_lines(path, judged)
+    return judged, [Missing(name[0], reason) for name, reason in missing]
 
 
 def _judge_request(
@@ -189,9 +218,13 @@ def _judge_request(
 
 
 def read_rating(text: str) -> float | None:
-    """The number between double brackets, if it is from 1 to 10."""
-    found = RATING.search(text)
-    score = float(found.group(1)) if found else None
+    """The last number between double brackets, or where there is none between single ones, if it is from 1 to 10.
+
+    A judge may quote a rating before it gives its own, and reasoning is no judgment.
+    """
+    said, _ = separate(text)
+    found = next(filter(None, (pattern.findall(said) for pattern in RATINGS)), None)
+    score = float(found[-1]) if found else None
     return score if score is not None and 1 <= score <= 10 else None
 
 
@@ -220,12 +253,15 @@ def _mean_over_questions(group: pd.DataFrame, seed: int) -> dict[str, float]:
 def judged_metrics(
     metrics: Metrics,
     judged: Sequence[dict[str, Any]],
+    missing: Sequence[Missing],
     questions: Sequence[Question],
     model_id: str,
     judge_name: str,
     seed: int,
 ) -> pd.DataFrame:
-    """Add this run's scores, named after the judge, and how many ratings could not be read; returns the table."""
+    """Add this run's scores, named after the judge, how many ratings could not be read and how many judgments did not
+    come; returns the table."""
+    metrics.add(f"mt_bench_missing_judgments_{model_id}", len(missing), n=len(judged) + len(missing), unit="judgments")
     category = {q.id: q.category for q in questions}
     scores = pd.DataFrame(judged).assign(category=lambda t: t.question_id.map(category))
     unread = int(scores.score.isna().sum())

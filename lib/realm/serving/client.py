@@ -23,7 +23,7 @@ from tqdm import tqdm
 from realm.conversations.conversation import Message
 from realm.core.profile import Endpoint
 from realm.core.secrets import redact
-from realm.serving.dialect import Dialect
+from realm.serving.dialect import GO_ON, Dialect
 from realm.serving.faults import (
     PASSING,
     SHOWN,
@@ -148,6 +148,11 @@ class Client:
         except EndpointError as error:
             if error.stops:
                 raise
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on with a last message of the assistant, instead of answering it."""
+        return self.endpoint.engine in GO_ON
 
     async def complete(
         self,

@@ -32,6 +32,8 @@ _NO_SYSTEM = re.compile(
     r"|roles must alternate|(?:first|conversation).{0,30}must (?:be|start with).{0,20}user|got system"
 )
 _NO_DEVELOPER = re.compile(r"['\"`]developer['\"`]|developer (?:role|message)|unexpected message role")
+# What makes an engine go on with the assistant's last message; others would answer it anew.
+GO_ON = {"llama.cpp": {}, "vllm": {"continue_final_message": True, "add_generation_prompt": False}}
 
 
 class Dialect:
@@ -46,7 +48,10 @@ class Dialect:
     def request(
         self, model: str, messages: Sequence[Message], seed: int, temperature: float | None, limit: int
     ) -> dict[str, Any]:
-        """The words of a call: of the protocol's own fields those that this service takes."""
+        """The words of a call: of the protocol's own fields those that this service takes.
+
+        A last message of the assistant is a beginning that is to be gone on with; engines in GO_ON can do that.
+        """
         e = self._endpoint
         values = {"temperature": e.temperature if temperature is None else temperature, "top_p": e.top_p, "seed": seed}
         values["max_tokens"] = limit
@@ -54,7 +59,8 @@ class Dialect:
         if "max_tokens" in taken and self._limit != "max_tokens":
             taken[self._limit] = taken.pop("max_tokens")
         said = _placed(messages, self._system_as)
-        extra = {"extra_body": e.extra_body} if e.extra_body else {}
+        fields = {**e.extra_body, **(GO_ON.get(e.engine, {}) if messages[-1].role == "assistant" else {})}
+        extra = {"extra_body": fields} if fields else {}
         return {"model": model, "messages": [{"role": r, "content": c} for r, c in said], **taken, **extra}
 
     def learn(self, said: Complaint, request: dict[str, Any]) -> str | None:

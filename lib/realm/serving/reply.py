@@ -67,6 +67,17 @@ class Reply:
     cached_tokens: int | None = None
     reasoning: str = ""
 
+    def joined(self, rest: Reply) -> Reply:
+        """This reply gone on with by ``rest``; the tokens of both are paid."""
+        return Reply(
+            self.text + rest.text,
+            rest.finish,
+            self.prompt_tokens + rest.prompt_tokens,
+            self.completion_tokens + rest.completion_tokens,
+            rest.cached_tokens,
+            "\n".join(filter(None, (self.reasoning, rest.reasoning))),
+        )
+
     @property
     def cut(self) -> bool:
         """Whether it stops in the middle: its end says nothing of where its speaker would have stopped."""

@@ -17,6 +17,7 @@ class EndReason(StrEnum):
     EMPTY_TURN = "empty_turn"
     ANSWERS_AS_ASSISTANT = "answers_as_assistant"
     USER_ENDED = "user_ended"
+    TURN_CUT = "turn_cut"
     CONTENT_FILTER = "content_filter"
     REASONING_ONLY = "reasoning_only"
     USER_FAILED = "user_failed"

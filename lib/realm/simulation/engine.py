@@ -64,6 +64,7 @@ class Simulation:
     budget: profile.Budget
     responder_system: str = RESPONDER_SYSTEM_PROMPT
     counted_by: str = ""  # the model whose tokens these are
+    cut_turns: str = "mark"
     counters: Mapping[str, TokenCounter] = field(default_factory=dict)  # role -> of a server with its own tokenizer
     resumed_turns: int = field(default=0, init=False)
 
@@ -75,7 +76,7 @@ class Simulation:
         sides = [c and c.endpoint for c in (self.user, self.responder)]
         whose = (self.simulator, self.format, self.count_tokens, self.responder_system, self.counted_by)
         # What a server counts by its own tokenizer is not for us to count.
-        self.limits = Limits(self.max_rounds, *sides, *whose, frozenset(self.counters))
+        self.limits = Limits(self.max_rounds, *sides, *whose, frozenset(self.counters), self.cut_turns == "end")
 
     async def run(self, starts: Sequence[Start]) -> list[Conversation]:
         """Hold every conversation to its end; conversations that ended before are taken from the journal.
@@ -115,7 +116,7 @@ class Simulation:
     async def _hold(self, start: Start, bar: tqdm) -> EndReason:
         async with self._room:
             said = [*start.opening, *self.journal.turns(start.key)]
-            while (ending := await self._ending(said)) is None:
+            while (ending := await self._ending(start, said)) is None:
                 message = await self._next_turn(start, said)
                 if isinstance(message, Ending):
                     ending = message
@@ -130,9 +131,9 @@ class Simulation:
         bar.update()
         return ending.reason
 
-    async def _ending(self, said: list[Message]) -> Ending | None:
+    async def _ending(self, start: Start, said: list[Message]) -> Ending | None:
         """Reasons that can be seen before anything is sent."""
-        reason = self.limits.ending(said)
+        reason = self.limits.ending(said, self.journal.cut_turns(start.key))
         counter = self.counters.get(speaker(said))
         if reason is None and counter is not None:
             endpoint = self._client(speaker(said)).endpoint
@@ -156,6 +157,8 @@ class Simulation:
             answer = await self._ask(start, said, len(faults))
             if isinstance(answer, Ending):
                 return answer
+            if isinstance(answer, Reply) and answer.cut and self.cut_turns == "continue":
+                answer = await self._gone_on(start, said, answer, len(faults))
             reply = answer.paid if isinstance(answer, EndpointError) else answer
             message, outcome = self._judged(role, answer, said)
             counted = self._counted(reply, said)
@@ -190,6 +193,19 @@ class Simulation:
         """Tokens sent and generated; our own count where the server sends none, or a budget would never be spent."""
         made = reply.completion_tokens or self.count_tokens(reply.reasoning) + self.count_tokens(reply.text)
         return reply.prompt_tokens or self.limits.tokens(said), made
+
+    async def _gone_on(self, start: Start, said: list[Message], begun: Reply, attempt: int) -> Reply:
+        """A cut reply and what comes after it, as one; the cut one alone where its engine cannot go on, or fails."""
+        role = speaker(said)
+        client, seed = self._client(role), turn_seed(start.id, len(said), self.seed, attempt)
+        if not (client.goes_on and begun.text and self._ledger.open()):
+            return begun
+        request = [*self.limits.request(said), Message("assistant", begun.text)]
+        try:
+            rest = await client.complete(request, seed, conversation=start.id)
+        except EndpointError:
+            return begun
+        return begun.joined(rest)
 
     async def _ask(self, start: Start, said: list[Message], attempt: int) -> Reply | EndpointError | Ending:
         """One answer, what was paid for none, or why there is none.

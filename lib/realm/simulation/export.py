@@ -19,6 +19,7 @@ from realm.core.set_aside import set_aside
 from realm.models import assets
 from realm.simulation.endings import EndReason
 from realm.simulation.records import Intervention, Usage
+from realm.simulation.standing import cut_turns
 
 JSONL, SHAREGPT, PARQUET = "realchat.jsonl", "realchat_sharegpt.json", "realchat.parquet"
 EXPORTS = (SHAREGPT, PARQUET, CARD, JSONL)  # the last is what the next stage waits for
@@ -79,7 +80,9 @@ def _write_card(
         turns=sum(len(c.messages) for c in spoken),
         modes=sorted(counts("mode").items()),
         ends=[(reason, ends.get(reason, 0)) for reason in map(str, EndReason)],
-        cut=sum(ends.get(reason, 0) for reason in ("max_rounds", "context_full", "budget_spent")),
+        cut_turns=cut_turns(spoken),
+        turns_of=Counter(m.role for c in spoken for m in c.messages),
+        cut=sum(ends.get(reason, 0) for reason in ("max_rounds", "context_full", "turn_cut", "budget_spent")),
         rounds=sorted(Counter(c.rounds for c in spoken).items()),
         user=described(config.user) if config.user else "none: turns of real conversations",
         responder=described(config.responder),

@@ -31,6 +31,8 @@ def journal_identity(
         # Of a script nothing is asked, so no prompt of it is sent.
         "simulator": asdict(simulator) if config.user else {"name": simulator.name},
         "responder_system": RESPONDER_SYSTEM_PROMPT,
+        # The other two ways say the same words: where a conversation ends is a view on them.
+        **({"cut_turns": "continue"} if config.cut_turns == "continue" else {}),
         "guardrails": config.guardrails.model_dump(mode="json"),
         "template": asdict(chat),
     }

@@ -6,7 +6,7 @@ serves all of them, and a conversation of it may stand longer there than in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from realm.conversations.conversation import Message
@@ -18,7 +18,7 @@ from realm.simulation.simulators import Simulator
 
 def speaker(said: Sequence[Message]) -> str:
     """Whose turn it is."""
-    return "user" if not said or said[-1].role == "assistant" else "assistant"
+    return "assistant" if said and said[-1].role == "user" else "user"
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,17 @@ class Limits:
     responder_system: str
     counted_by: str = ""
     elsewhere: frozenset[str] = frozenset()  # roles whose requests only their server can count, when it is there
+    ends_at_cut: bool = False  # with a turn that stops in the middle
 
     def __str__(self) -> str:
         rooms = [f"{e.context_length}-{e.max_new_tokens}" if e else "script" for e in (self.user, self.responder)]
-        return f"rounds {self.max_rounds}, user {rooms[0]}, responder {rooms[1]}, tokens {self.counted_by}"
+        text = f"rounds {self.max_rounds}, user {rooms[0]}, responder {rooms[1]}, tokens {self.counted_by}"
+        return text + (", end at a cut turn" if self.ends_at_cut else "")
 
-    def ending(self, said: Sequence[Message]) -> EndReason | None:
-        """Why no further turn is asked for after ``said``; None if one is."""
+    def ending(self, said: Sequence[Message], cut_turns: Collection[int]) -> EndReason | None:
+        """Why no further turn is asked for after ``said``; None if one is. ``cut_turns``: indices of those cut."""
+        if self.ends_at_cut and len(said) - 1 in cut_turns:
+            return EndReason.TURN_CUT
         if said and said[-1].role == "assistant" and sum(m.role == "user" for m in said) >= self.max_rounds:
             return EndReason.MAX_ROUNDS
         return None if self._fits(said) else EndReason.CONTEXT_FULL
@@ -52,27 +56,34 @@ class Limits:
         unknown = endpoint is None or speaker(said) in self.elsewhere
         return unknown or self.tokens(said) <= endpoint.context_length - endpoint.max_new_tokens
 
-    def cut(self, opening: Sequence[Message], turns: Sequence[Message]) -> tuple[int, EndReason | None]:
+    def cut(
+        self, opening: Sequence[Message], turns: Sequence[Message], cut_turns: Collection[int]
+    ) -> tuple[int, EndReason | None]:
         """How many of ``turns`` stand, and why no more do; (all of them, None) if the conversation may go on."""
         said, first = [*opening, *turns], len(opening)
         # What fits at the end fitted before: of each side the longest request is enough, and most need no more.
         fitted = all(self._fits(said[:n]) for n in range(max(first, len(said) - 1), len(said) + 1))
         for n in range(first, len(said) + 1):
-            may_end = not fitted or (n and said[n - 1].role == "assistant")
-            if may_end and (reason := self.ending(said[:n])):
+            may_end = not fitted or (n and said[n - 1].role == "assistant") or n - 1 in cut_turns
+            if may_end and (reason := self.ending(said[:n], cut_turns)):
                 return n - first, reason
         return len(turns), None
 
     def request(self, said: Sequence[Message]) -> list[Message]:
-        """What is sent for the next turn: always whole, its system prompt first."""
+        """What is sent for the next turn: always whole, its system prompt first.
+
+        A system turn of the conversation's own, from its seed, is the responder's; a simulated user does not see it.
+        """
+        own = bool(said) and said[0].role == "system"
         if speaker(said) == "user":
-            return self.simulator.messages(said)
-        return [Message("system", self.responder_system), *said]
+            return self.simulator.messages(said[own:])
+        return [*said] if own else [Message("system", self.responder_system), *said]
 
     def tokens(self, said: Sequence[Message]) -> int:
         """Tokens of that request, by the template that its server fills in."""
         if speaker(said) == "user" and self.simulator.flipped:
-            text, _ = self.format.render(said, self.simulator.system, reply_as="user")
+            spoken = [m for m in said if m.role != "system"]
+            text, _ = self.format.render(spoken, self.simulator.system, reply_as="user")
         else:
             text, _ = self.format.render(self.request(said), None, reply_as="assistant")
         return self.count(text)

@@ -36,27 +36,42 @@ class Start:
 
 
 def plan(free: int, seeded: int, seeds: Sequence[Conversation]) -> list[Start]:
-    """Starts with stable ids. A seed gives its first round: a single-turn question and answer.
+    """Starts with stable ids. A seed gives its first round, a single-turn question and answer, and its system turn.
 
     Raises SimulationError if there are fewer usable seeds than asked for.
     """
     starts = [Start(f"free-{i:05d}", "free") for i in range(free)]
-    pairs = [(c.id, c.messages[:2]) for c in seeds if [m.role for m in c.messages[:2]] == ["user", "assistant"]]
+    pairs = [(c.id, opening) for c in seeds if (opening := _first_round(c))]
     if seeded > len(pairs):
         raise SimulationError(
-            f"{seeded} seeded conversations asked for, {len(pairs)} of {len(seeds)} seeds have a first round"
+            f"simulation.seeded: {seeded} asked for, {len(pairs)} of {len(seeds)} seeds have a first round; lower it, "
+            "raise data_inspection.seeds_share, or give more in simulation.seed_source"
         )
     return starts + [Start(f"seeded-{i:05d}-{name}", "seeded", pair) for i, (name, pair) in enumerate(pairs[:seeded])]
 
 
+def _first_round(seed: Conversation) -> tuple[Message, ...]:
+    own = len(_system_turn(seed))
+    opening = seed.messages[: own + 2]
+    return opening if [m.role for m in opening[own:]] == ["user", "assistant"] else ()
+
+
 def plan_replay(count: int, sources: Sequence[Conversation]) -> list[Start]:
     """Starts that replay the human turns of ``count`` conversations. Raises SimulationError if there are fewer."""
-    scripts = [(c.id, tuple(c.turns("user"))) for c in sources if c.messages and c.messages[0].role == "user"]
-    if count > len(scripts):
+    chosen = [c for c in sources if next((m.role for m in c.messages if m.role != "system"), None) == "user"]
+    if count > len(chosen):
         raise SimulationError(
-            f"{count} conversations to replay asked for, {len(scripts)} of {len(sources)} open with a human turn"
+            f"simulation.seeded: {count} to replay asked for, {len(chosen)} of {len(sources)} conversations open with "
+            "a human turn; lower it or give more in simulation.seed_source"
         )
-    return [Start(f"replay-{i:05d}-{name}", "replay", (), turns) for i, (name, turns) in enumerate(scripts[:count])]
+    return [
+        Start(f"replay-{i:05d}-{c.id}", "replay", _system_turn(c), tuple(c.turns("user")))
+        for i, c in enumerate(chosen[:count])
+    ]
+
+
+def _system_turn(conversation: Conversation) -> tuple[Message, ...]:
+    return tuple(m for m in conversation.messages[:1] if m.role == "system")
 
 
 def starts_of(chosen: Profile, seed: int, folder: Path) -> list[Start]:

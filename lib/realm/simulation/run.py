@@ -94,7 +94,8 @@ class Work:
         whose = (simulator, chat, count, RESPONDER_SYSTEM_PROMPT, weights_of(base, folder) or base)
         sides = {"user": config.user, "responder": config.responder}
         elsewhere = frozenset(ROLES[role] for role, e in sides.items() if e and own_tokenizer(e, base))
-        limits = Limits(config.max_rounds, config.user, config.responder, *whose, elsewhere)
+        ends_at_cut = config.cut_turns == "end"
+        limits = Limits(config.max_rounds, config.user, config.responder, *whose, elsewhere, ends_at_cut)
         return cls(
             chosen, seed, folder, starts, simulator, limits, journal_identity(chosen, seed, folder, simulator, chat)
         )
@@ -167,7 +168,7 @@ async def simulate(chosen: Profile, seed: int, folder: Path, shard: Shard | None
 
 async def _hold_all(work: Work, journal: Journal, budget: profile.Budget) -> None:
     config, logs, limits = work.chosen.simulation, work.out / "logs", work.limits
-    openings = [sum(limits.count(m.content) for m in s.opening) for s in work.starts]
+    openings = [sum(limits.count(m.content) for m in s.opening if m.role != "system") for s in work.starts]
     print(f"before it starts: {estimate(config, openings)}", flush=True)
     sides = {role: e for role, e in (("user", config.user), ("responder", config.responder)) if e}
     local = sum(e.engine != "api" for e in sides.values())
@@ -193,6 +194,7 @@ async def _hold_all(work: Work, journal: Journal, budget: profile.Budget) -> Non
             config.guardrails,
             budget,
             counted_by=limits.counted_by,
+            cut_turns=config.cut_turns,
             counters=counters,
         )
         await engine.run(work.starts)
