@@ -148,8 +148,16 @@ async def _each(client: Client, asked: Mapping[Any, Coroutine[Any, Any, None]]) 
     if failed and len(failed) == len(asked):
         raise failed[0][1]
     if any(error.passing for _, error in failed):
-        await client.check()  # what came is kept: who is gone is told, and asked for the rest by the next run
+        await _require_there(client)  # what came is kept, and the next run asks for the rest
     return sorted(Missing(name, error.reason) for name, error in failed)
+
+
+async def _require_there(client: Client) -> None:
+    try:
+        await client.complete([Message("user", "Hello")], 0, max_new_tokens=1)
+    except EndpointError as error:
+        if error.passing or error.stops:
+            raise
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
