@@ -131,10 +131,10 @@ class Place:
     def asked(self):
         """(address, body) of every completion since the last call, the check of an endpoint left out."""
         sent = [
-            (server.url, json.dumps(r.body, sort_keys=True))
+            (server.url, json.dumps(r.body, sort_keys=True).replace("max_completion_tokens", "max_tokens"))
             for server in self.servers
             for r in server.completions
-            if r.body["max_tokens"] > 1
+            if r.body.get("max_tokens", r.body.get("max_completion_tokens")) > 1
         ]
         for server in self.servers:
             server.requests.clear()
@@ -206,7 +206,7 @@ def test_the_states_are_what_they_are_called(begun):
 
 def keys_of(values, before=()):
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from keys_of(value, (*before, key))
         else:
             yield (*before, key)
@@ -238,6 +238,7 @@ OTHER = {
     "usergpt_sft.eval_steps": 2,
     "realm_sft.eval_steps": 2,
     "simulation.simulator": "roleplay",
+    "simulation.cut_turns": "continue",
     "mt_bench.questions": 16,
     "simulation.budget.requests": 10_000,
     "simulation.budget.tokens": 10_000_000,
@@ -259,6 +260,14 @@ BY_NAME = {
     "requests_per_minute": 60_000,
     "model": "stub-2",
     "engine": "llama.cpp",
+    "keep": "last",
+    "leave_out": ["top_p"],
+    "token_limit": "max_completion_tokens",
+    "system_as": "first_user",
+    "headers": {"X-Title": "other"},
+    "extra_body": {"repetition_penalty": 1.1},
+    "beside": {},
+    "own_split": {"train_share": 0.5, "seed": 1},
 }
 PRICE = {"prompt": 1.0, "completion": 1.0}
 
@@ -301,6 +310,7 @@ def changed_values(values, key, place):
 
 
 WORDS = ("temperature", "top_p", "max_new_tokens", "model", "base_url", "engine")
+WORDS += ("extra_body", "leave_out", "system_as")
 
 
 def could_differ(number, key):
@@ -313,7 +323,7 @@ def could_differ(number, key):
     if key == "seed":
         return WHOLE[number]
     if number == "03":
-        if key in ("dialogue.template", "usergpt_sft.learn_ending", "simulation.simulator"):
+        if key in ("dialogue.template", "usergpt_sft.learn_ending", "simulation.simulator", "simulation.cut_turns"):
             return SIMULATED
         if block == "simulation" and (side == "guardrails" or (side in ("user", "responder") and name in WORDS)):
             return SIMULATED

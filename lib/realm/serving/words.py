@@ -23,7 +23,8 @@ WHO = ("engine", "model", "base_url")
 # Pace, patience, where the key is and how a server is run. How long a conversation may be decides where it ends, not
 # what is said until then.
 NO_WORDS = {"api_key_env", "concurrency", "requests_per_minute", "timeout_seconds", "max_retries", "context_length"}
-NO_WORDS |= {"environment", "gpu_memory_share", "patience_seconds"}
+# Headers say who asks, and a limit has the same size by either name.
+NO_WORDS |= {"environment", "gpu_memory_share", "patience_seconds", "headers", "token_limit"}
 
 
 class KeptError(OneLineError, ValueError):
