@@ -1,4 +1,4 @@
-"""A cut answer that is gone on with, against the running llama.cpp: the two halves are what one piece would have been."""
+"""A cut answer that is gone on with, against the running llama.cpp: both halves are what one piece is."""
 
 import asyncio
 

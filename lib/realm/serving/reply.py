@@ -68,9 +68,11 @@ class Reply:
     reasoning: str = ""
 
     def joined(self, rest: Reply) -> Reply:
-        """This reply gone on with by ``rest``; the tokens of both are paid."""
+        """This reply gone on with by ``rest``, which may bring the beginning again (llama.cpp) or not (vLLM); the tokens
+        of both are paid."""
+        again = bool(self.text) and rest.text.startswith(self.text)
         return Reply(
-            self.text + rest.text,
+            rest.text if again else self.text + rest.text,
             rest.finish,
             self.prompt_tokens + rest.prompt_tokens,
             self.completion_tokens + rest.completion_tokens,
