@@ -68,8 +68,8 @@ class Reply:
     reasoning: str = ""
 
     def joined(self, rest: Reply) -> Reply:
-        """This reply gone on with by ``rest``, which may bring the beginning again (llama.cpp) or not (vLLM); the tokens
-        of both are paid."""
+        """This reply gone on with by ``rest``, which may bring the beginning again (llama.cpp) or not (vLLM); both are
+        paid."""
         again = bool(self.text) and rest.text.startswith(self.text)
         return Reply(
             rest.text if again else self.text + rest.text,
