@@ -193,7 +193,8 @@ def test_what_cannot_be_counted_is_said(place, capsys, monkeypatch):
 
 def test_a_context_without_room_for_a_prompt(place, capsys):
     code, _, err = dry_run(place(simulation__user__max_new_tokens=512), capsys, "--stage", "3")
-    assert code == 1 and "simulation.user.context_length: 512 leaves nothing beside max_new_tokens of 512" in err
+    assert code == 1
+    assert "simulation.user: max_new_tokens 512 leaves no room for a question in context_length 512" in err
 
 
 def test_rows_longer_than_the_model_holds(place, capsys, tmp_path):
@@ -286,7 +287,9 @@ def test_what_is_done_is_not_checked(place, capsys, monkeypatch):
     from realm.pipeline import commands
 
     path = place(simulation__seeded=5_000)
-    monkeypatch.setattr(commands, "is_done", lambda stage, *a: stage.number == "03")
+    monkeypatch.setattr(commands.marks, "is_done", lambda stage, *a: stage.number == "03")
+    monkeypatch.setattr(commands.marks, "changes", lambda *a: [])
+    monkeypatch.setattr(commands, "made_of", lambda *a: {})
     monkeypatch.setattr(commands, "counts_of", lambda *a: pytest.fail("nothing needs it"))
     assert dry_run(path, capsys, "--stage", "3")[0] == 0
 

@@ -155,17 +155,13 @@ def _lengths(profile: Profile, stage: str, block: str) -> Iterator[Finding]:
 
 
 def _endpoint(profile: Profile, stage: str, key: str, endpoint: Endpoint) -> Iterator[Finding]:
-    length, new = endpoint.context_length, endpoint.max_new_tokens
-    if new >= length:
-        yield Finding(
-            STOPS, stage, f"{key}.context_length", f"{length:,} leaves nothing beside max_new_tokens of {new:,}"
-        )
     if endpoint.engine == "api":
         if endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
             yield Finding(HERE, stage, f"{key}.api_key_env", f"environment variable {endpoint.api_key_env} is not set")
         return
     model = _base_of(profile, endpoint.model)
     most = positions(model)
+    length = endpoint.context_length
     if most is not None and length > most:
         kind = STOPS if endpoint.engine == "vllm" else NOTE  # the others start, and say odd things beyond
         yield Finding(kind, stage, f"{key}.context_length", f"{length:,}, but {model} holds {most:,} tokens")
