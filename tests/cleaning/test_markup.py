@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import re
+
 import pytest
+from growth import LINEAR_AT_MOST, growth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -191,14 +194,20 @@ def test_what_a_human_typed_like_a_button_stays(talk, typed):
 
 
 @pytest.mark.parametrize(
-    "text",
+    "make",
     [
-        "Copy ```" + " " * 50_000 + "x",
-        "\n" * 50_000 + "Share Prompt x",
-        "x" + " " * 50_000 + "Share Prompt x Copy",
-        " " * 50_000 + "x words",
-        "Copy" + "\r\n" * 50_000 + "x",
+        lambda n: "Copy ```" + " " * n + "x",
+        lambda n: "\n" * n + "Share Prompt x",
+        lambda n: "x" + " " * n + "Share Prompt x Copy",
+        lambda n: " " * n + "x words",
+        lambda n: "Copy" + "\r\n" * n + "x",
     ],
 )
-def test_long_runs_of_blanks_stay_linear(text):
-    assert without_captions(text, "assistant") == text
+def test_work_on_long_runs_of_blanks_is_linear(make):
+    assert without_captions(make(50_000), "assistant") == make(50_000)
+    assert growth(lambda text: without_captions(text, "assistant"), make) < LINEAR_AT_MOST
+
+
+def test_what_is_not_linear_shows():
+    backtracking = re.compile(r"\s+x")
+    assert growth(lambda text: backtracking.search(text), lambda n: " " * n) > LINEAR_AT_MOST
