@@ -2,16 +2,18 @@
 
 import contextlib
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
+from stub_server import StubServer
 
 from realm.conversations.readers import load_conversations
 from realm.core.files import file_sha256, read_json
 from realm.core.manifest import TRAINED_ON
 from realm.core.metrics import Metrics
+from realm.core.profile import profile_path
 from realm.pipeline.commands import main
 from realm.pipeline.stages import STAGES
 
@@ -34,31 +36,44 @@ NUMBERS_EVERY_RUN_HAS = (
 
 @dataclass
 class Smoke:
+    profile: Path
     folder: Path
     printed: dict[str, str]
     metrics: dict
+    judge: StubServer
 
 
-def run_stage(number):
+def run_stage(profile, number):
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        code = main(["--profile", "smoke", "--stage", number, "--report"])
+        code = main(["--profile", str(profile), "--stage", number, "--report"])
     assert code == 0, output.getvalue()
     return output.getvalue()
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """All six stages, with a key in the environment that nothing needs."""
+    """All six stages; the judge is a service that wants a key, and tells it again in each judgment."""
     runs = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, StubServer() as judge:
+        judge.reply = lambda body: f"You are {judge.requests[-1].authorization}. Rating: [[7]]"
+        profile = runs / "smoke.yaml"
+        profile.write_text(yaml.safe_dump(judged_by(judge)), encoding="utf-8")
         patch.setenv("REALM_RUNS", str(runs))
         patch.setenv("OPENAI_API_KEY", KEY)
         patch.setenv("HF_HUB_OFFLINE", "1")
-        printed = {stage.number: run_stage(stage.number) for stage in STAGES}
-        folder = runs / "smoke"
+        printed = {stage.number: run_stage(profile, stage.number) for stage in STAGES}
+        folder = runs / "smoke-own"
         metrics = {m.name: m for stage in STAGES for m in Metrics.load(folder / stage.folder)}
-        yield Smoke(folder, printed, metrics)
+        yield Smoke(profile, folder, printed, metrics, judge)
+
+
+def judged_by(judge):
+    """Profile smoke with that judge."""
+    values = yaml.safe_load(profile_path("smoke").read_text(encoding="utf-8"))
+    service = {"engine": "api", "model": "stub", "base_url": judge.url, "api_key_env": "OPENAI_API_KEY"}
+    values["mt_bench"]["judge"] = service
+    return values
 
 
 def test_every_stage_ran_and_left_its_artefacts(smoke):
@@ -81,6 +96,13 @@ def test_the_numbers_that_do_not_depend_on_the_machine(smoke):
     assert smoke.metrics["mt_bench_published_overall"].value == 6.328125
     assert smoke.metrics["mt_bench_published_overall"].source == "published"
     assert smoke.metrics["realchat_conversations"].value == 4
+
+
+def test_the_judge_is_heard(smoke):
+    for model in ("base", "realm"):
+        overall = smoke.metrics[f"mt_bench_overall_{model}"]
+        assert (overall.value, overall.n, overall.source) == (7, 16, "this run")
+        assert smoke.metrics[f"mt_bench_missing_judgments_{model}"].value == 0
 
 
 def test_the_measured_numbers_make_sense(smoke):
@@ -133,7 +155,7 @@ def test_every_figure_has_its_numbers(smoke):
 
 @pytest.mark.parametrize("number", ["01", "03"])
 def test_a_second_call_is_skipped(smoke, number):
-    assert "skipped: nothing changed" in run_stage(number)
+    assert "skipped: nothing changed" in run_stage(smoke.profile, number)
 
 
 def test_no_server_outlives_its_stage(smoke):
@@ -156,5 +178,8 @@ def test_the_key_is_in_no_file(smoke):
     weights = (".safetensors", ".gguf")
     files = [p for p in smoke.folder.rglob("*") if p.is_file() and p.suffix not in weights]
     assert any(p.suffix == ".sqlite" for p in files)
-    assert os.environ["OPENAI_API_KEY"] == KEY
+    told = [r for r in smoke.judge.completions if r.authorization == f"Bearer {KEY}"]
+    assert len(told) == len(smoke.judge.completions) >= 32  # both turns of eight questions, of two models
+    kept = [p for p in files if b"You are" in p.read_bytes() and b"[redacted]" in p.read_bytes()]
+    assert {p.name for p in kept} >= {"base.jsonl", "realm.jsonl"}  # what the judge told stands there, but the key
     assert [str(p) for p in files if KEY.encode() in p.read_bytes()] == []
