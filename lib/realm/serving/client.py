@@ -170,7 +170,7 @@ class Client:
         """
         limit = max_new_tokens or self.endpoint.max_new_tokens
         async with self._gate, self._server(conversation) as server:
-            body = await self._patiently(server, (messages, seed, temperature, limit))
+            body = await self._patiently(server, self._whole, (messages, seed, temperature, limit))
         self._worked = True
         try:
             reply, has_text = read_reply(body)
@@ -178,10 +178,10 @@ class Client:
             raise self._failed("sent an answer without text") from None
         return self._usable(reply, has_text, limit)
 
-    async def _patiently(self, server: openai.AsyncOpenAI, asked: Asked) -> dict[str, Any]:
+    async def _patiently(self, server: openai.AsyncOpenAI, send: Callable[..., Awaitable[T]], asked: Asked) -> T:
         for tries in range(self.endpoint.max_retries + 1):
             try:
-                return await self._once(server, self._whole, asked)
+                return await self._once(server, send, asked)
             except EndpointError as error:
                 if not error.passing or tries == self.endpoint.max_retries:
                     raise
@@ -258,7 +258,7 @@ class Client:
         try:
             async with (
                 self._gate,
-                await self._once(self._openai, self._pieces, (messages, seed, None, limit)) as answer,
+                await self._patiently(self._openai, self._pieces, (messages, seed, None, limit)) as answer,
             ):
                 async for chunk in answer:
                     for choice in getattr(chunk, "choices", None) or ():  # a chunk that only counts tokens has none
