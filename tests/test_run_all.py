@@ -130,7 +130,10 @@ def test_what_would_stop_a_run_stops_it_before_anything_is_fetched(tmp_path):
         text.replace("max_new_tokens: 32, context_length: 1024", "max_new_tokens: 1024, context_length: 1024")
     )
     places = {"REALM_RUNS": str(tmp_path / "runs"), "REALM_CACHE": str(tmp_path / "cache")}
-    line = "03_simulation: simulation.user.context_length: 1,024 leaves nothing beside max_new_tokens of 1,024\n"
+    line = (
+        "simulation.user: max_new_tokens 1024 leaves no room for a question in context_length 1024; "
+        "lower max_new_tokens or raise context_length\n"
+    )
     for options in ((), ("--dry-run",)):
         done = run_all(*options, "--profile", str(short), **places)
         assert (done.returncode, done.stderr) == (1, f"error: {short}: {line}")
