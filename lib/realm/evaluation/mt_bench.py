@@ -251,10 +251,7 @@ def scores_table(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
 def _mean_over_questions(group: pd.DataFrame, seed: int) -> dict[str, float]:
     per_question = group.groupby("question_id").score.agg(["sum", "count"])
     mean = lambda total, count, axis=-1: total.sum(axis=axis) / count.sum(axis=axis)  # noqa: E731
-    if len(per_question) < 2:
-        low = high = float("nan")  # one question has no interval
-    else:
-        low, high = bootstrap([per_question["sum"], per_question["count"]], mean, seed)
+    low, high = bootstrap([per_question["sum"], per_question["count"]], mean, seed)
     return {"score": group.score.mean(), "ci_low": low, "ci_high": high, "n": len(group)}
 
 

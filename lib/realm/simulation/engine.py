@@ -133,13 +133,13 @@ class Simulation:
 
     async def _ending(self, start: Start, said: list[Message]) -> Ending | None:
         """Reasons that can be seen before anything is sent."""
-        reason = self.limits.ending(said, self.journal.cut_turns(start.key))
+        cut_turns = self.journal.cut_turns(start.key) if self.limits.ends_at_cut else ()
+        reason = self.limits.ending(said, cut_turns)
         counter = self.counters.get(speaker(said))
         if reason is None and counter is not None:
-            endpoint = self._client(speaker(said)).endpoint
             counted = await counter(self.limits.request(said))
             length = self.limits.tokens(said) if counted is None else counted
-            reason = EndReason.CONTEXT_FULL if length > endpoint.context_length - endpoint.max_new_tokens else None
+            reason = EndReason.CONTEXT_FULL if length > self.limits.room(speaker(said)) else None
         return None if reason is None else Ending(reason)
 
     def _client(self, role: str) -> Client | None:

@@ -51,10 +51,15 @@ class Limits:
         return None if self._fits(said) else EndReason.CONTEXT_FULL
 
     def _fits(self, said: Sequence[Message]) -> bool:
-        endpoint = self.user if speaker(said) == "user" else self.responder
+        room = self.room(speaker(said))
         # A script goes on whatever was said.
-        unknown = endpoint is None or speaker(said) in self.elsewhere
-        return unknown or self.tokens(said) <= endpoint.context_length - endpoint.max_new_tokens
+        unknown = room is None or speaker(said) in self.elsewhere
+        return unknown or self.tokens(said) <= room
+
+    def room(self, role: str) -> int | None:
+        """Tokens that a request for a turn of this side may have; None where a script says it."""
+        endpoint = self.user if role == "user" else self.responder
+        return None if endpoint is None else endpoint.context_length - endpoint.max_new_tokens
 
     def cut(
         self, opening: Sequence[Message], turns: Sequence[Message], cut_turns: Collection[int]

@@ -26,7 +26,8 @@ def standings(journal: Journal, starts: Sequence[Start], limits: Limits) -> dict
             found[start.key] = known[start.key]
             continue
         turns = journal.turns(start.key) if start.key in spoken else []
-        length, reason = limits.cut(start.opening, turns, journal.cut_turns(start.key))
+        cut = journal.cut_turns(start.key) if limits.ends_at_cut else ()
+        length, reason = limits.cut(start.opening, turns, cut)
         fact = ended.get(start.key)
         if fact == EndReason.CONTEXT_FULL:  # a server said so, under other limits than these
             fact = None
