@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from realm.core.profile import SFT, Profile
+from realm.core.profile import SFT, Profile, UserSFT
 
 PAPER_SEGMENTS = 34_435  # ShareGPT after the authors' funnel: published/paper.yaml, cleaning_funnel
 # Assumed, tails cut; the assistant speaks most of what is left.
 ASSUMED_SHARE = {"user": 0.25, "assistant": 0.75, "both": 0.95}
 # What notebook 01 measures; without all of it, bounds and assumptions stand in.
 MEASURED = {"conversations_train", "train_row_tokens_mean", "supervised_share_without_tails"}
+BY_KIND = ("row_tokens_mean", "supervised_share")
+MEASURED_BY_KIND = {f"{kind}_{name}" for kind in ("opening", "inside") for name in BY_KIND}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def workload(profile: Profile, block: str, measured: Mapping[str, float]) -> Wor
     length, share = float(longest), ASSUMED_SHARE[config.supervise]
     known = block == "usergpt_sft" and config.supervise == "user" and measured.keys() >= MEASURED
     if known:
-        length, share = measured["train_row_tokens_mean"], measured["supervised_share_without_tails"]
+        length, share = _rows_on_average(config, measured)
         segments, basis = int(measured["conversations_train"]), "metrics of notebook 01"
     elif block == "realm_sft":
         talks = profile.simulation.free + profile.simulation.seeded
@@ -55,6 +57,17 @@ def workload(profile: Profile, block: str, measured: Mapping[str, float]) -> Wor
     words = f"{length:.0f} tokens on average" if known else f"at most {longest:,} tokens"
     basis += f"; segments of {words}; {share:.0%} of the tokens supervised" + ("" if known else " (assumed)")
     return Workload(tokens, segments, length, share, cut and not known, basis)
+
+
+def _rows_on_average(config: UserSFT, measured: Mapping[str, float]) -> tuple[float, float]:
+    """(tokens, supervised share) of the rows that a budget takes: ``opening_share`` of its tokens goes to openings."""
+    openings = config.opening_share
+    if openings is None or not measured.keys() >= MEASURED_BY_KIND:
+        return measured["train_row_tokens_mean"], measured["supervised_share_without_tails"]
+    lengths, shares = ([measured[f"{kind}_{name}"] for kind in ("opening", "inside")] for name in BY_KIND)
+    parts = (openings, 1 - openings)
+    rows_a_token = sum(part / length for part, length in zip(parts, lengths, strict=True))
+    return 1 / rows_a_token, sum(part * share for part, share in zip(parts, shares, strict=True))
 
 
 def optimizer_steps(config: SFT, segments: int, processes: int) -> int:
