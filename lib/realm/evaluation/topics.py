@@ -23,7 +23,7 @@ def topic_map(texts: Sequence[str], embeddings: np.ndarray, topics: int, seed: i
     near points are alike and distances between clusters mean little. Raises TooFewError for fewer texts than topics.
     """
     if len(texts) < topics:
-        raise TooFewError(f"no map of topics: {len(texts)} opening turns, {topics} in data_inspection.topics")
+        raise TooFewError(f"{topics} topics of {len(texts)} texts: lower data_inspection.topics or raise topic_turns")
     labels = KMeans(topics, n_init=4, random_state=seed).fit_predict(embeddings)
     names = topic_terms(texts, labels)
     spread = min(30.0, (len(texts) - 1) / 3)
