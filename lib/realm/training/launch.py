@@ -73,11 +73,13 @@ class Job:
         conversations, _ = apart(load_conversations(self.train), self.config.own_split)
         if self.block == "realm_sft":
             conversations = [s for parts in split_long(conversations, encoder) for s in parts]
-        share = self.config.opening_share if isinstance(self.config, UserSFT) else None
+        config, openings = self.config, ()
         if self.control == "plain_segments":
             plain = map(without_context, conversations)
-            conversations, share = [c for c in plain if c.messages], None
-        return select_rows(conversations, encoder, self.config.max_train_tokens, self.seed, share).rows
+            conversations = [c for c in plain if c.messages]
+        elif isinstance(config, UserSFT):
+            openings = (config.opening_share, config.opening_rows)
+        return select_rows(conversations, encoder, config.max_train_tokens, self.seed, *openings).rows
 
     def held_out(self, encoder: Encoder) -> list[Encoded]:
         """``valid_conversations`` rows, the same each time, whose loss says which step was the best."""

@@ -35,12 +35,13 @@ def select_rows(
     max_tokens: int | None,
     seed: int,
     opening_share: float | None = None,
+    opening_rows: str = "segment",
 ) -> Selection:
     """Encode conversations in a seeded order until ``max_tokens`` tokens (tails cut) are reached.
 
     ``opening_share``: of these tokens, how much goes to conversations that open their session, as far as there are
-    enough of them, and the rest to the others; None takes all as they come. Raises TrainingError if nothing is
-    supervised in any of them.
+    enough of them, and the rest to the others; None takes all as they come. ``opening_rows``: these whole, or their
+    first supervised ``turn`` alone. Raises TrainingError if nothing is supervised in any of them.
     """
     if opening_share is None:
         parts = [_selected(conversations, encoder, max_tokens, seed)]
@@ -48,8 +49,8 @@ def select_rows(
         opens = [c for c in conversations if c.opens_session]
         inside = [c for c in conversations if not c.opens_session]
         for_openings = round(opening_share * max_tokens)
-        shares = [(opens, for_openings), (inside, max_tokens - for_openings)]
-        parts = [_selected(some, encoder, tokens, seed) for some, tokens in shares]
+        shares = [(opens, for_openings, opening_rows == "turn"), (inside, max_tokens - for_openings, False)]
+        parts = [_selected(some, encoder, tokens, seed, alone) for some, tokens, alone in shares]
     chosen = Selection(
         rows=[row for part in parts for row in part.rows],
         tokens=sum(part.tokens for part in parts),
@@ -65,7 +66,13 @@ def select_rows(
     return chosen
 
 
-def _selected(conversations: Sequence[Conversation], encoder: Encoder, max_tokens: int | None, seed: int) -> Selection:
+def _selected(
+    conversations: Sequence[Conversation],
+    encoder: Encoder,
+    max_tokens: int | None,
+    seed: int,
+    first_turn_alone: bool = False,
+) -> Selection:
     order = np.random.default_rng(seed).permutation(len(conversations))
     rows: list[Encoded] = []
     tokens = empty = seen = 0
@@ -78,7 +85,7 @@ def _selected(conversations: Sequence[Conversation], encoder: Encoder, max_token
                 if row.supervised == 0:
                     empty += 1
                     continue
-                rows.append(row.without_tail())
+                rows.append(row.first_turn() if first_turn_alone else row.without_tail())
                 tokens += len(rows[-1].input_ids)
                 bar.update(len(rows[-1].input_ids))
             if max_tokens is not None and tokens >= max_tokens:
