@@ -252,6 +252,7 @@ BY_NAME = {
     "temperature": 0.9,
     "top_p": 0.5,
     "opening_share": 0.25,
+    "opening_rows": "segment",
     "near_duplicate_threshold": 0.5,
     "test_share": 0.04,
     "valid_share": 0.04,
