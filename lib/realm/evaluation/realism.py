@@ -6,41 +6,25 @@ would score. A measure without its floor says nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Conversation, Message
 from realm.core.errors import TooFewError
 from realm.core.seeds import turn_seed
-from realm.evaluation.intervals import auc_interval, bootstrap, drawn_within_classes, mean_interval
+from realm.evaluation.intervals import interval_around, interval_within, jackknife_variance, mean_interval
+from realm.evaluation.measure import Measure
 from realm.serving.client import Client
 from realm.simulation.simulators import Simulator
 
-FOLDS = 5
 WORD = re.compile(r"\w+")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A value with its 95 % interval; ``n`` counts conversations."""
-
-    value: float
-    ci_low: float
-    ci_high: float
-    n: int
 
 
 def opening_turns(conversations: Sequence[Conversation], at_most: int, seed: int) -> list[str]:
@@ -93,16 +77,14 @@ def words(text: str) -> int:
     return len(WORD.findall(text))
 
 
-def length_distance(one: Sequence[str], other: Sequence[str], seed: int) -> Measure:
-    """Wasserstein distance between the distributions of turn length, in words (0: the same)."""
+def length_distance(one: Sequence[str], other: Sequence[str]) -> Measure:
+    """Wasserstein distance between the distributions of turn length, in words (0: the same); jackknife."""
     a, b = np.array([words(t) for t in one], float), np.array([words(t) for t in other], float)
-    rng = np.random.default_rng(seed)
-    draws = [stats.wasserstein_distance(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(1_000)]
     value = stats.wasserstein_distance(a, b)
-    # Resampling both sides adds a distance of its own; the draws are moved back by that, and none is negative.
-    centred = np.maximum(0, np.array(draws) - (np.mean(draws) - value))
-    low, high = np.percentile(centred, [2.5, 97.5])
-    return Measure(value, min(low, value), max(high, value), len(a))
+    without = [stats.wasserstein_distance(np.delete(a, i), b) for i in range(len(a))]
+    without_other = [stats.wasserstein_distance(a, np.delete(b, i)) for i in range(len(b))]
+    variance = jackknife_variance(np.array(without)) + jackknife_variance(np.array(without_other))
+    return Measure(float(value), *interval_around(float(value), variance), len(a))
 
 
 def mean_words(texts: Sequence[str], seed: int) -> Measure:
@@ -110,76 +92,32 @@ def mean_words(texts: Sequence[str], seed: int) -> Measure:
     return Measure(float(np.mean(counts)), *mean_interval(counts, seed), len(counts))
 
 
-def first_turn_diversity(texts: Sequence[str], seed: int) -> Measure:
+def first_turn_diversity(texts: Sequence[str]) -> Measure:
     """1 − mean pairwise unigram Jaccard, x100 ("Flipping the Dialogue", arXiv 2510.06552); 100: no word shared."""
     sets = [frozenset(w.lower() for w in WORD.findall(t)) for t in texts]
     similarity = np.zeros((len(sets), len(sets)))
     for i, j in combinations(range(len(sets)), 2):
         union = len(sets[i] | sets[j])
         similarity[i, j] = similarity[j, i] = len(sets[i] & sets[j]) / union if union else 1.0
-    return _pairwise_diversity(similarity, seed, 100.0)
+    return _pairwise_diversity(similarity, 100.0, 1.0)
 
 
-def topic_diversity(embeddings: np.ndarray, seed: int) -> Measure:
+def topic_diversity(embeddings: np.ndarray) -> Measure:
     """Mean pairwise cosine distance, each text with the others only; ``embeddings`` (n, d) of unit length."""
-    return _pairwise_diversity(embeddings @ embeddings.T, seed, 1.0)
+    return _pairwise_diversity(embeddings @ embeddings.T, 1.0, 2.0)
 
 
-def _pairwise_diversity(similarity: np.ndarray, seed: int, scale: float) -> Measure:
-    """scale * (1 − mean off-diagonal similarity), bootstrapped over texts; a text is never paired with itself."""
-    n = len(similarity)
+def _pairwise_diversity(similarity: np.ndarray, scale: float, most: float) -> Measure:
+    """scale * (1 − mean off-diagonal similarity), at ``most`` scale * most; jackknife over texts.
 
-    def diversity(index: np.ndarray) -> float:
-        index = index.astype(int)
-        different = index[:, None] != index[None, :]
-        return scale * (1 - similarity[np.ix_(index, index)][different].mean())
-
-    interval = bootstrap([np.arange(n)], diversity, seed, vectorized=False)
-    return Measure(diversity(np.arange(n)), *interval, n)
-
-
-@dataclass(frozen=True)
-class TwoSample:
-    """Classifier two-sample test: AUC of telling two sets of texts apart (0.5: cannot), and its null.
-
-    ``null_mean`` and ``null_high`` (95th percentile) come from permuted labels: at small n cross-validated
-    AUC is biased, and only the null says what "cannot tell apart" looks like.
+    A bootstrap draws texts twice, and leaves such pairs out or takes them for repetition; leaving one out does neither.
     """
-
-    auc: Measure
-    null_mean: float
-    null_high: float
-
-
-def two_sample_auc(
-    one: np.ndarray, other: np.ndarray, repeats: int, permutations: int, seed: int, desc: str = "two-sample test"
-) -> TwoSample:
-    """Logistic regression on embeddings (n, d), 5-fold, averaged over ``repeats`` random foldings.
-
-    Rows must come from different conversations: then no conversation stands in train and test folds.
-    """
-    features = np.vstack([one, other])
-    labels = np.repeat([0, 1], [len(one), len(other)])
-    rng = np.random.default_rng(seed)
-    bar = tqdm(total=repeats + permutations, desc=desc, unit="fit")
-    with bar:
-        scores = []
-        for _ in range(repeats):
-            scores.append(_out_of_fold(features, labels, rng))
-            bar.update()
-        null = []
-        for _ in range(permutations):
-            shuffled = rng.permutation(labels)
-            null.append(roc_auc_score(shuffled, _out_of_fold(features, shuffled, rng)))
-            bar.update()
-    value = float(np.mean([roc_auc_score(labels, s) for s in scores]))
-    ranks = np.mean([stats.rankdata(s) for s in scores], axis=0)
-    low, high = auc_interval(ranks, labels == 1, drawn_within_classes(labels == 1, rng))
-    null_mean, null_high = (float(np.mean(null)), float(np.percentile(null, 95))) if null else (0.5, 0.5)
-    return TwoSample(Measure(value, min(low, value), max(high, value), len(labels)), null_mean, null_high)
-
-
-def _out_of_fold(features: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=int(rng.integers(2**31)))
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    return cross_val_predict(model, features, labels, cv=folds, method="decision_function")
+    others = np.array(similarity, float)
+    np.fill_diagonal(others, 0.0)
+    n, total = len(others), others.sum()
+    value = float(np.clip(1 - total / (n * (n - 1)), 0.0, most))  # rounding of the similarities apart
+    if n < 3:
+        return Measure(scale * value, math.nan, math.nan, n)
+    variance = jackknife_variance((total - 2 * others.sum(axis=1)) / ((n - 1) * (n - 2)))
+    low, high = interval_within(value, variance, n, 0.0, most) if variance else (value, value)
+    return Measure(scale * value, scale * low, scale * high, n)
