@@ -49,7 +49,9 @@ def read_note(path: Path) -> Note:
     found = read_json(path)
     wanted = {field.name for field in fields(Note)}
     if not isinstance(found, dict) or set(found) != wanted:
-        raise ArtefactError(f"{path}: a figure's note has the fields {', '.join(sorted(wanted))}; publish its run again")
+        raise ArtefactError(
+            f"{path}: a figure's note has the fields {', '.join(sorted(wanted))}; publish its run again"
+        )
     note = Note(**found)
     if not isinstance(note.arguments, dict) or not all(isinstance(v, PLAIN) for v in note.arguments.values()):
         raise ArtefactError(f"{path}: arguments: plain values by name are allowed; publish its run again")
