@@ -122,10 +122,22 @@ def _known(metric: str) -> None:
         raise ValueError(f"there is no metric {metric!r}; evaluation/metric_names.yaml has those that may be")
 
 
+class _EachNameOnce(yaml.SafeLoader):
+    """YAML keeps the last of two values of one name, and drops the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_claims(path: str | Path = FILE) -> dict[str, Claim]:
     """The claims by their short names, in order. Raises ClaimsError, one line: file, claim, field, what is allowed."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_EachNameOnce)  # a SafeLoader
     except FileNotFoundError as error:
         raise ClaimsError(f"{path}: missing; it stands at the top of the repository") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -140,7 +152,8 @@ def _in_one_line(error: ValidationError) -> str:
     # Of the errors of a bound, which is a number or a reference, that of the reference says more.
     telling = {"extra_forbidden": 0, "value_error": 1}
     first = min(error.errors(), key=lambda e: telling.get(e["type"], 2))
-    location = ".".join(str(part) for part in first["loc"] if part not in ("float", "Reference")) or "file"
+    parts = [str(part) for part in first["loc"]]
+    location = ".".join(p for p in parts if p not in ("float", "Reference") and "[" not in p) or "file"
     if first["type"] == "extra_forbidden":
         return f"{location}: unknown key"
     words = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"].lower()

@@ -14,14 +14,13 @@ ANY = r"[\w.+-]+?"  # a model's or a judge's own name
 
 
 class MetricNames:
-    """Patterns of names with their words, the more literal before the less."""
+    """Patterns of names with their words: those of listed words alone come first, then the more literal."""
 
     def __init__(self, text: str):
         blocks = yaml.safe_load(text)
         self._words: dict[str, dict[str, str]] = blocks.pop("words")
         self.patterns: dict[str, str] = {p: words for block in blocks.values() for p, words in block.items()}
-        literal_first = sorted(self.patterns, key=lambda p: (-len(PLACE.sub("", p)), p))
-        self._compiled = [(self._expression(p), self.patterns[p]) for p in literal_first]
+        self._compiled = [(self._expression(p), self.patterns[p]) for p in sorted(self.patterns, key=self._order)]
 
     def readable(self, name: str) -> str | None:
         """The words for a metric; None where no pattern fits, and so no such metric is known."""
@@ -29,6 +28,9 @@ class MetricNames:
             if found := expression.fullmatch(name):
                 return PLACE.sub(lambda place, found=found: self._told(place[1], found[place[1]]), words)
         return None
+
+    def _order(self, pattern: str) -> tuple[bool, int]:
+        return not set(PLACE.findall(pattern)) <= set(self._words), -len(PLACE.sub("", pattern))
 
     def _expression(self, pattern: str) -> re.Pattern[str]:
         parts = PLACE.split(pattern)  # literal, place, literal, place, ...

@@ -105,7 +105,7 @@ def markdown(runs: Mapping[str, tuple[Sequence[Judged], Mapping[str, Metric]]]) 
     table = [f"| claim | published |{head}", "|---|---|" + "---|---|" * len(profiles)]
     for together in zip(*(lines(*runs[name]) for name in profiles), strict=True):
         first = together[0]
-        said = next((line.published for line in together if line.published), "")
+        said = max((line.published for line in together), key=len)  # of the run that has most of it
         what = f"{_cell(first.claim)}<br><sub>{_cell(first.where)}. Measured: {_cell(first.measured)}</sub>"
         rest = "".join(f" {_cell(line.ours)} | {line.verdict} |" for line in together)
         table.append(f"| {what} | {_cell(said)} |{rest}")

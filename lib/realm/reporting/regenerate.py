@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from realm.core.errors import exit_code, tell
@@ -89,6 +90,7 @@ def regenerate(folder: Path) -> int:
         except ArtefactError as error:
             tell(str(error))
             failed += 1
+            plt.close("all")  # what was begun
     print(f"{folder}: {len(figures) - failed} of {len(figures)} figures drawn anew", flush=True)
     return failed
 
