@@ -59,14 +59,7 @@ CONTROL_HEADLINES = {
     "termination_auc": "area under the curve of the same, without a threshold (0.5: by chance)",
 }
 # The figures that the report leads with, in order: the realism card and the five that matter.
-LEADING = (
-    "06_realism_card",
-    "02_perplexity",
-    "04_teaching",
-    "04_scaling",
-    "05_mt_bench_published",
-    "01_funnel",
-)
+LEADING = ("06_realism", "02_perplexity", "04_teaching", "05_mt_bench_published", "01_funnel", "03_realchat")
 PAGE = jinja2.Environment(autoescape=True).from_string(
     (Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8")
 )
