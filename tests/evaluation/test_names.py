@@ -60,7 +60,7 @@ def test_no_word_of_a_list_and_no_place_is_left_over():
 
 
 def strings():
-    """Of library and notebooks every string, and of every f-string an expression of what it may become."""
+    """Of library and notebooks every string, and of every string that is filled in an expression of what it becomes."""
     texts = [p.read_text() for p in (REPOSITORY / "lib" / "realm").rglob("*.py")]
     for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
@@ -68,15 +68,18 @@ def strings():
     flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     nodes = [n for text in texts for n in ast.walk(compile(text, "cell", "exec", flags))]
     whole = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    return whole, {filled(n) for n in nodes if isinstance(n, ast.JoinedStr)} - {None}
+    filled = {"".join(v.value if isinstance(v, ast.Constant) else "{}" for v in n.values) for n in nodes if is_f(n)}
+    return whole, {expression(text) for text in filled | whole if "{}" in text} - {None}
 
 
-def filled(node):
-    """None where too little of a name is said: two words' worth."""
-    parts = [v.value if isinstance(v, ast.Constant) else None for v in node.values]
-    if len("".join(p for p in parts if p)) < 8 or not all(re.fullmatch(r"\w*", p or "") for p in parts):
-        return None
-    return "".join(".+" if p is None else p for p in parts)
+def is_f(node):
+    return isinstance(node, ast.JoinedStr)
+
+
+def expression(text):
+    """None where too little of a name is said, or something else than a name."""
+    said = text.replace("{}", "")
+    return text.replace("{}", ".+") if len(said) >= 6 and re.fullmatch(r"\w+", said) else None
 
 
 LISTS = yaml.safe_load(FILE.read_text())["words"]
