@@ -1,4 +1,6 @@
 import csv
+import importlib
+from pathlib import Path
 
 import matplotlib
 
@@ -8,8 +10,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from realm import reporting
 from realm.evaluation import mt_bench, published
-from realm.reporting import figures
+from realm.reporting import drawing, figures, regenerate
 
 FUNNEL_OURS = pd.DataFrame({"step": ["read", "markup converted, product names dropped"], "sessions": [1000, 900]})
 INTERVALS = pd.DataFrame(
@@ -45,7 +48,7 @@ def by_category():
 
 
 DRAWN = {
-    "funnel": lambda: figures.funnel(FUNNEL_OURS, published.funnel()),
+    "funnel": lambda: figures.funnel(figures.funnel_beside(FUNNEL_OURS, published.funnel())),
     "bars": lambda: figures.bars(SECONDS, "step", "seconds", "seconds", "Time"),
     "topics": lambda: figures.topics(TOPICS, "Topics"),
     "controls": lambda: figures.controls(CONTROLS, "Held-out human turns"),
@@ -72,9 +75,42 @@ def nothing_stays_open():
     plt.close("all")
 
 
-def test_every_figure_of_the_room_is_drawn_here():
-    public = {n for n, f in vars(figures).items() if callable(f) and getattr(f, "__module__", "") == figures.__name__}
-    assert {n for n in public if not n.startswith("_")} - {"save"} <= set(DRAWN)
+def rooms():
+    """Rooms of the wing that hold figure functions."""
+    folder = Path(reporting.__file__).parent
+    return [importlib.import_module(f"realm.reporting.{p.stem}") for p in folder.glob("*.py") if p.stem != "__init__"]
+
+
+def figure_functions():
+    """By name; with its room before it, where that is another than ``figures``."""
+    return {
+        name if room is figures else f"{room.__name__.removeprefix('realm.reporting.')}.{name}": f
+        for room in rooms()
+        for name, f in vars(room).items()
+        if getattr(f, "__module__", "") == room.__name__ and getattr(f, "__annotations__", {}).get("return") == "Drawn"
+    }
+
+
+def test_every_figure_function_can_be_drawn_anew_and_is_drawn_here():
+    found = figure_functions()
+    assert {"funnel", "distributions", "realism"} <= set(found)
+    assert [name for name, f in found.items() if not getattr(f, "redrawable", False)] == []
+    assert set(found) <= set(DRAWN)
+
+
+def test_what_returns_a_figure_says_so():
+    """``Drawn`` is how the test above knows a figure function."""
+    telling = [f for room in rooms() for f in vars(room).values() if getattr(f, "redrawable", False)]
+    assert telling and all(f.__annotations__["return"] == "Drawn" for f in telling)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_is_drawn_anew_from_its_files_alone(name, tmp_path):
+    path = figures.save(*DRAWN[name](), tmp_path, f"00_{name}")
+    before = path.read_bytes()
+    with plt.rc_context({"font.size": 17, "axes.grid": False, "savefig.dpi": 50}):  # somebody else's settings
+        drawing.write_png(regenerate.redraw(path.parent, path.stem), tmp_path / "anew.png")
+    assert (tmp_path / "anew.png").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -83,7 +119,7 @@ def test_a_figure_is_saved_with_its_numbers(name, tmp_path):
     path = figures.save(figure, table, tmp_path, f"00_{name}")
     assert path == tmp_path / "figures" / f"00_{name}.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in path.parent.iterdir()) == [f"00_{name}.csv", f"00_{name}.png"]
+    assert sorted(p.suffix for p in path.parent.iterdir()) == [".csv", ".json", ".png"]
     pd.testing.assert_frame_equal(
         pd.read_csv(path.with_suffix(".csv")), table.reset_index(drop=True), check_dtype=False
     )
@@ -136,7 +172,7 @@ def test_shares_of_a_distribution_add_up():
 
 
 def test_the_funnel_compares_steps_of_the_same_rule():
-    _, table = figures.funnel(FUNNEL_OURS, published.funnel())
+    table = figures.funnel_beside(FUNNEL_OURS, published.funnel())
     assert table.sessions_ours.tolist() == [1000, 900]
     assert table.share_ours.tolist() == [1.0, 0.9]
     assert table.share_published.iloc[1] == pytest.approx(76_964 / 90_664)

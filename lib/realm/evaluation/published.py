@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from scipy.stats import norm
 
 from realm.evaluation.mt_bench import scores_table
 from realm.models import assets
@@ -21,8 +23,38 @@ def everything() -> dict[str, Any]:
     return yaml.safe_load((FOLDER / "paper.yaml").read_text(encoding="utf-8"))
 
 
+@cache
+def values() -> dict[str, float]:
+    """Every published number by its place, such as ``mt_bench/peers/gpt-4``; a row of a table goes by its first cell.
+
+    With what follows from them: ``rounds_per_conversation`` of a corpus, ``share`` of the sessions read at a step, and
+    where a ``standard_error`` stands, ``half_width`` of the 95 % interval.
+    """
+    tables = {
+        "cleaning_funnel/steps": funnel().assign(share=lambda t: t.sessions / t.sessions.iloc[0]),
+        "corpus_statistics/corpora": corpora().assign(
+            rounds_per_conversation=lambda t: t.messages / t.conversations / 2
+        ),
+    }
+    found = dict(_flat(everything(), ""))
+    for place, table in tables.items():
+        key = table.columns[0]
+        found |= dict(_flat({row[key]: row for row in table.dropna(axis=1).to_dict("records")}, f"{place}/"))
+    return found
+
+
+def _flat(block: dict[str, Any], place: str) -> Iterator[tuple[str, float]]:
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{place}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{place}{key}", value
+        if key == "standard_error":
+            yield f"{place}half_width", float(norm.ppf(0.975) * value)
+
+
 def funnel() -> pd.DataFrame:
-    """The authors' cleaning funnel: step, sessions, segments (where given), and our step of the same rule."""
+    """The authors' cleaning funnel: name, step, sessions, segments (where given), and our step of the same rule."""
     return pd.DataFrame(everything()["cleaning_funnel"]["steps"])
 
 
