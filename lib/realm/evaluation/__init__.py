@@ -3,8 +3,9 @@
 Rooms in reading order: ``held_out`` (nothing evaluated was trained on), ``intervals``, ``measure`` (a number with
 its interval), ``perplexity``, ``teaching`` (students of corpora that differ in who asks), ``lessons`` (what came of it),
 ``user_turns`` (human turns foretold), ``termination`` (knowing when to stop), ``two_sample`` (can a classifier tell?),
-``leaving_out`` (its variance), ``embedding_distance``, ``realism``, ``topics``, ``corpus``, ``mt_bench``, ``kept``
-(answers, by what shaped them), ``published`` (others' numbers, in ``published/``), ``names`` (of metrics, in words),
-``claims`` (of the paper, judged).
+``leaving_out`` (its variance), ``embedding_distance``, ``realism``, ``topics``, ``corpus``, ``kept`` (answers, by what
+shaped them), ``mt_bench`` (questions, files), ``mt_bench_answers``, ``mt_bench_judging``, ``mt_bench_calibration`` (the
+judge held against right answers), ``mt_bench_scores``, ``mt_bench_sitting`` (all that a judge is asked), ``published``
+(others' numbers, in ``published/``), ``names`` (of metrics, in words), ``claims`` (of the paper, judged).
 May import: ``cleaning``, ``training``, ``simulation`` and what is below them.
 """
