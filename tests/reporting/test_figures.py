@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from realm import reporting
-from realm.evaluation import mt_bench, published
-from realm.reporting import drawing, figures, regenerate
+from realm.evaluation import mt_bench_scores, published
+from realm.reporting import drawing, figures, regenerate, teaching
 
 FUNNEL_OURS = pd.DataFrame({"step": ["read", "markup converted, product names dropped"], "sessions": [1000, 900]})
 INTERVALS = pd.DataFrame(
@@ -42,9 +42,22 @@ TOPICS = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 1.0], "topic": ["1 
 SECONDS = pd.DataFrame({"step": ["joined", "split"], "seconds": [0.5, 2_000.0]})
 SCORES = pd.DataFrame({"model": ["a", "b", "ReaLM-7B"], "score": [8.0, 5.5, 6.3], "spread": [0.2, 0.1, 0.3]})
 
+TEACHING = pd.DataFrame(
+    [
+        {"corpus": c, "way": w, "conversations": n, "perplexity": v, "ci_low": v - 0.1, "ci_high": v + 0.2, "n": 40}
+        for c, w, n, v in (
+            ("base", "", 0, 5.3),
+            ("realchat", "", 40, 4.9),
+            ("roleplay", "", 40, 5.1),
+            ("realchat", "equal_tokens", 30, 4.95),
+            ("realchat", "quarter", 10, 5.2),
+        )
+    ]
+)
+
 
 def by_category():
-    return mt_bench.scores_table(published.mt_bench_scores(), seed=1)
+    return mt_bench_scores.scores_table(published.mt_bench_scores(), seed=1)
 
 
 DRAWN = {
@@ -66,6 +79,7 @@ DRAWN = {
     ),
     "mt_bench_by_category": lambda: figures.mt_bench_by_category(by_category(), "Title", "a source"),
     "realism": lambda: figures.realism(REALISM),
+    "teaching.teaching": lambda: teaching.teaching(TEACHING, "Whose questions teach?"),
 }
 
 
@@ -121,7 +135,9 @@ def test_a_figure_is_saved_with_its_numbers(name, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".csv", ".json", ".png"]
     pd.testing.assert_frame_equal(
-        pd.read_csv(path.with_suffix(".csv")), table.reset_index(drop=True), check_dtype=False
+        drawing.read_table(path.with_suffix(".csv").read_text(), drawing.text_columns(table)),
+        table.reset_index(drop=True),
+        check_dtype=False,
     )
     assert not plt.get_fignums()
 
