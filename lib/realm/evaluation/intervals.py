@@ -43,6 +43,14 @@ def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
     return bootstrap([values], lambda x, axis=-1: np.mean(x, axis=axis), seed)
 
 
+def share_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of independent trials; NaN twice where there was none."""
+    if n == 0:
+        return math.nan, math.nan
+    found = stats.binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.sum(numerator, axis=axis) / np.sum(denominator, axis=axis)
 

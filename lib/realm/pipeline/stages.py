@@ -96,7 +96,7 @@ STAGES = (
         "05_mt_bench",
         ("mt_bench",),
         ("04_realm_sft/merged",),
-        ("answers",),
+        ("model_answer",),
         keeps=("answers/*.journal*", "judgments/*.journal*"),
     ),
     Stage(
