@@ -1,6 +1,7 @@
 """Stage 05 as its notebook holds it, against a stub server: answering, judging, and stub judges with one fault each."""
 
 import asyncio
+import hashlib
 import re
 
 from realm.core.profile import MTBench
@@ -71,3 +72,15 @@ def shown(body):
     """{"A": last answer of the first assistant, "B": …} of a request that compares two."""
     text = body["messages"][1]["content"]
     return dict((BETWEEN if "[User Question]" in text else AFTER).findall(text))
+
+
+def longer(texts):
+    """The verdict of a judge that likes the longer answer."""
+    a, b = len(texts["A"]), len(texts["B"])
+    return "C" if a == b else "A" if a > b else "B"
+
+
+def hashed(body, salt=""):
+    """In [0, 1), of what is asked and not of the seed."""
+    said = "".join(m["content"] for m in body["messages"]) + salt
+    return int(hashlib.sha256(said.encode()).hexdigest()[:8], 16) / 16**8

@@ -1,9 +1,7 @@
 """The judge as an instrument: stub judges with one known fault each come out with that fault."""
 
-import hashlib
-
 import pytest
-from mt_bench_stage import at_the_bench, config, is_pair, made_up, shown
+from mt_bench_stage import at_the_bench, config, hashed, is_pair, longer, made_up, shown
 from stub_server import Fault, StubServer
 
 from realm.core.metrics import Metrics
@@ -50,17 +48,6 @@ def values_of(metrics, *names):
 
 CALIBRATED = ("judge_reference_preferred", "judge_ties_on_equals", "judge_keeps_on_swap", "judge_repeats_itself")
 WINS = tuple(f"mt_bench_{name}_realm_base" for name in ("win_rate", "tie_rate", "loss_rate", "win_rate_adjusted"))
-
-
-def hashed(body, salt=""):
-    """In [0, 1), of what is asked and not of the seed."""
-    said = "".join(m["content"] for m in body["messages"]) + salt
-    return int(hashlib.sha256(said.encode()).hexdigest()[:8], 16) / 16**8
-
-
-def longer(texts):
-    a, b = len(texts["A"]), len(texts["B"])
-    return "C" if a == b else "A" if a > b else "B"
 
 
 def test_a_perfect_judge_passes_every_test(questions, references, tmp_path):
@@ -161,8 +148,8 @@ def test_a_tenth_is_garbage(questions, tmp_path):
         assert (overall.value, overall.n) == (pytest.approx(sum(read) / len(read)), len(read))
         assert overall.ci_low < overall.value < overall.ci_high
         low, high = values_of(metrics, f"mt_bench_lowest_{model}", f"mt_bench_highest_{model}")
-        assert low == pytest.approx((sum(read) + unread.value) / 160) < overall.value
-        assert high == pytest.approx((sum(read) + 10 * unread.value) / 160) > overall.value
+        assert low == pytest.approx((sum(read) + unread.value) / 160) and low < overall.value
+        assert high == pytest.approx((sum(read) + 10 * unread.value) / 160) and high > overall.value
     read = [r for r in held.pairs if "error" not in (r["g1_winner"], r["g2_winner"])]
     assert metrics["mt_bench_unread_pairs_realm_base"].value == 160 - len(read) > 3
     assert (metrics[WINS[0]].value, metrics[WINS[0]].n) == (1.0, len(read))
@@ -202,7 +189,7 @@ def test_a_judge_that_changes_its_mind(questions, tmp_path):
     def judge(body):  # a coin between 4 and 6, by the seed
         return "[[C]]" if is_pair(body) else f"[[{4 + 2 * (hashed(body, str(body['seed'])) < 0.5)}]]"
 
-    metrics, held = sitting(questions, tmp_path, judge, judge_repeats=6)
+    metrics, held = sitting(questions, tmp_path, judge, judge_repeats=4)
     assert 0.3 < metrics["judge_repeats_itself"].value < 0.7
     noise = metrics["mt_bench_judge_noise_realm"]
     # A coin of 4 and 6 has a standard deviation of 1; over 160 independent turns that of the mean is 0.079.
@@ -216,6 +203,7 @@ def test_a_judge_that_changes_its_mind(questions, tmp_path):
 
 
 def test_fewer_questions_calibrate_if_the_profile_says_so(questions, tmp_path):
+    questions = questions[::2]
     judge = lambda body: "[[C]]" if is_pair(body) else "[[6]]"  # noqa: E731
     metrics, held = sitting(questions, tmp_path / "few", judge, calibration=5)
     assert [metrics[name].n for name in CALIBRATED] == [5, 5, 5, 5]

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 
 import pytest
-from mt_bench_stage import SEED, answer_all, at_the_bench, config, is_pair, made_up, shown
+from mt_bench_stage import SEED, answer_all, at_the_bench, config, is_pair, longer, made_up, shown
 from stub_server import BAD_KEY, Fault, StubServer
 
 from realm.core.metrics import Metrics
@@ -223,11 +223,6 @@ def test_a_judge_by_a_path_is_called_by_its_last_part_and_names_a_file(server, q
 def prefers(verdict):
     """A judge that compares by ``verdict({"A": …, "B": …})``."""
     return lambda body: f"Because. [[{verdict(shown(body))}]]" if is_pair(body) else "Rating: [[5]]"
-
-
-def longer(texts):
-    a, b = len(texts["A"]), len(texts["B"])
-    return "C" if a == b else "A" if a > b else "B"
 
 
 def test_both_orders_are_played_and_stand_in_fastchats_layout(server, questions, tmp_path):

@@ -8,9 +8,8 @@ import sys
 
 import pandas as pd
 import pytest
-from mt_bench_stage import at_the_bench, config, is_pair, made_up
+from mt_bench_stage import at_the_bench, config, hashed, is_pair, made_up
 from stub_server import StubServer
-from test_mt_bench_calibration import hashed
 
 from realm.core.metrics import Metrics
 from realm.evaluation import mt_bench, published
@@ -199,7 +198,7 @@ def test_the_command_prints_files_of_both_kinds(judged, released):
         ('{"g1_winner": "model_1"}\n', "judgment 1: no pair with question_id, model_1, model_2, g2_winner"),
         (
             '{"question_id": 81, "model_1": "a", "model_2": "b", "g1_winner": "a", "g2_winner": "b"}\n',
-            "judgment 1: no pair with question_id, model_1, model_2, g2_winner; winners are error, model_1, model_2, tie",
+            "judgment 1: no pair with question_id, model_1, model_2, g2_winner; winners are error, model_1, model_2",
         ),
     ],
 )

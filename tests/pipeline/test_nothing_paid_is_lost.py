@@ -27,6 +27,7 @@ from realm.core.profile import Endpoint, load_profile
 from realm.dialogue import encoder
 from realm.evaluation import mt_bench
 from realm.evaluation.mt_bench import Question
+from realm.evaluation.mt_bench_answers import answer
 from realm.pipeline import identity, marks
 from realm.pipeline.identity import code_behind
 from realm.pipeline.stages import STAGES, open_run, stage_by_number
@@ -116,10 +117,9 @@ class Place:
 
     async def answers(self, opened):
         for name in ("base", "realm"):
-            path = opened.out / "answers" / f"{name}.jsonl"
             block = getattr(opened.profile.mt_bench, name)
             async with local.connect(block, name, opened.folder, opened.out / "logs") as client:
-                await mt_bench.answer(client, QUESTIONS, path, name, opened.seed)
+                await answer(client, QUESTIONS, opened.out, name, opened.seed)
 
     def stop_halfway(self, number, values):
         """One stub refuses after some answers."""
