@@ -30,10 +30,9 @@ def sitting(questions, folder, judge, *, words=None, **values):
     kinds = {"base": "short", "realm": "rather longer"}
     answers = {m: made_up(questions, m, words or (lambda q, t, m=m: f"{kinds[m]} {t} to {q.id}")) for m in kinds}
     metrics = Metrics()
+    wanted = config(**{"pairwise": True, **values})
     with StubServer(judge) as server:
-        held = at_the_bench(
-            server, folder, lambda bench: sit(bench, questions, answers, config(pairwise=True, **values)), concurrency=8
-        )
+        held = at_the_bench(server, folder, lambda bench: sit(bench, questions, answers, wanted), concurrency=8)
     if held.calibration:
         add_calibration(metrics, held.calibration)
     for grades in held.grades.values():
@@ -58,7 +57,7 @@ def test_a_perfect_judge_passes_every_test(questions, references, tmp_path):
         by_reference = [who for who in "AB" if texts[who] in references]
         return f"[[{by_reference[0] if by_reference else 'C'}]]"
 
-    metrics, held = sitting(questions, tmp_path, judge)
+    metrics, held = sitting(questions, tmp_path, judge, pairwise=False)
     assert values_of(metrics, *CALIBRATED) == [1, 1, 1, 1]
     assert [metrics[name].n for name in CALIBRATED] == [30, 80, 30, 80]
     preferred = metrics["judge_reference_preferred"]
@@ -71,7 +70,7 @@ def test_a_perfect_judge_passes_every_test(questions, references, tmp_path):
 def test_references_that_were_reported_wrong_are_told_apart(questions, tmp_path):
     assert len(set(WRONG_REFERENCES)) == 13
     assert {q.category for q in questions if q.id in WRONG_REFERENCES} <= set(NEEDS_REFERENCE)
-    metrics, _ = sitting(questions, tmp_path, lambda body: "[[A]]" if is_pair(body) else "[[6]]")
+    metrics, _ = sitting(questions, tmp_path, lambda body: "[[A]]" if is_pair(body) else "[[6]]", pairwise=False)
     assert metrics["judge_reference_preferred_right"].n == 17
     assert metrics["judge_reference_preferred_wrong"].n == 13
 
@@ -189,7 +188,7 @@ def test_a_judge_that_changes_its_mind(questions, tmp_path):
     def judge(body):  # a coin between 4 and 6, by the seed
         return "[[C]]" if is_pair(body) else f"[[{4 + 2 * (hashed(body, str(body['seed'])) < 0.5)}]]"
 
-    metrics, held = sitting(questions, tmp_path, judge, judge_repeats=4)
+    metrics, held = sitting(questions, tmp_path, judge, judge_repeats=4, pairwise=False)
     assert 0.3 < metrics["judge_repeats_itself"].value < 0.7
     noise = metrics["mt_bench_judge_noise_realm"]
     # A coin of 4 and 6 has a standard deviation of 1; over 160 independent turns that of the mean is 0.079.
@@ -205,11 +204,11 @@ def test_a_judge_that_changes_its_mind(questions, tmp_path):
 def test_fewer_questions_calibrate_if_the_profile_says_so(questions, tmp_path):
     questions = questions[::2]
     judge = lambda body: "[[C]]" if is_pair(body) else "[[6]]"  # noqa: E731
-    metrics, held = sitting(questions, tmp_path / "few", judge, calibration=5)
+    metrics, held = sitting(questions, tmp_path / "few", judge, calibration=5, pairwise=False)
     assert [metrics[name].n for name in CALIBRATED] == [5, 5, 5, 5]
-    more, _ = sitting(questions, tmp_path / "few", judge, calibration=9)
+    more, _ = sitting(questions, tmp_path / "few", judge, calibration=9, pairwise=False)
     assert [more[name].n for name in CALIBRATED] == [9, 9, 9, 9]
-    none, held = sitting(questions, tmp_path / "none", judge, calibration=False)
+    none, held = sitting(questions, tmp_path / "none", judge, calibration=False, pairwise=False)
     assert held.calibration is None and not any(name in none for name in CALIBRATED)
 
 
