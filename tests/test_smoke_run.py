@@ -103,6 +103,8 @@ def test_the_judge_is_heard(smoke):
         overall = smoke.metrics[f"mt_bench_overall_{model}"]
         assert (overall.value, overall.n, overall.source) == (7, 16, "this run")
         assert smoke.metrics[f"mt_bench_missing_judgments_{model}"].value == 0
+    assert smoke.metrics["judge_repeats_itself"].value == 1  # and it says nothing else, so no comparison is read
+    assert smoke.metrics["mt_bench_unread_pairs_realm_base"].value == 16
 
 
 def test_the_measured_numbers_make_sense(smoke):
@@ -181,5 +183,8 @@ def test_the_key_is_in_no_file(smoke):
     told = [r for r in smoke.judge.completions if r.authorization == f"Bearer {KEY}"]
     assert len(told) == len(smoke.judge.completions) >= 32  # both turns of eight questions, of two models
     kept = [p for p in files if b"You are" in p.read_bytes() and b"[redacted]" in p.read_bytes()]
-    assert {p.name for p in kept} >= {"base.jsonl", "realm.jsonl"}  # what the judge told stands there, but the key
+    assert {p.name for p in kept} >= {
+        "stub_single.jsonl",
+        "stub_pair.jsonl",
+    }  # what the judge told stands there, but the key
     assert [str(p) for p in files if KEY.encode() in p.read_bytes()] == []
