@@ -30,12 +30,13 @@ def explain(error: dict[str, Any], profile: type[BaseModel]) -> str:
         case "value_error":
             return f"{key}: {error['ctx']['error']}"
         case _:
-            allowed = _allowed(_block_at(location[:-1], profile), location[-1])
+            named = [part for part in location if not part.isdigit()]  # an item of a list is what its key allows
+            allowed = _allowed(_block_at(named[:-1], profile), named[-1])
             return f"{key}: {error['msg'].lower()}, not {error['input']!r}; {allowed}"
 
 
 def _within_blocks(location: list[str], block: type[BaseModel]) -> list[str]:
-    """Of where pydantic found fault, what stands in the file: of a key that takes several kinds, or a list, the key."""
+    """Of where pydantic found fault, what stands in the file: keys and places in lists, not the kinds that it tried."""
     for i, part in enumerate(location):
         inner = getattr(block.model_fields.get(part), "annotation", None)
         kinds = (inner, *typing.get_args(inner))
@@ -43,7 +44,7 @@ def _within_blocks(location: list[str], block: type[BaseModel]) -> list[str]:
             return location
         blocks = [t for t in kinds if isinstance(t, type) and issubclass(t, BaseModel)]
         if not blocks:
-            return location[: i + 1]
+            return location[: i + 1] + [p for p in location[i + 1 :] if p.isdigit()]
         block = blocks[0]
     return location
 
