@@ -91,7 +91,8 @@ class Place:
 
     def made(self):
         (self.run / "01_data").mkdir(parents=True)
-        write_conversations(self.run / "01_data" / "seeds.jsonl", SEEDS)
+        for side in ("train", "seeds", "test"):
+            write_conversations(self.run / "01_data" / f"{side}.jsonl", SEEDS)
         for folder in ("02_usergpt_sft", "04_realm_sft"):
             (self.run / folder / "merged").mkdir(parents=True)
             (self.run / folder / "merged" / "model.safetensors").write_bytes(b"weights")
@@ -391,7 +392,11 @@ def test_a_key_asks_again_for_what_could_be_said_otherwise_and_nothing_is_gone(
     assert before <= place.kept()
     # And back again: what was said first is still there, and only what never was is asked.
     place.stage(number, place.values())
-    of_this_run = 0 if differ == WHOLE[number] else len(set(sent) & begun[number, "finished"].paid)
+    # The same request in another journal, of a corpus that differs, is none of what was said first.
+    kept_of_it = (
+        {WHOLE[number]: 0, SIMULATED: BESIDE, BESIDE: SIMULATED - answered} if number == "03" else {ANSWERED: 0}
+    )
+    of_this_run = kept_of_it.get(differ, len(set(sent) & begun[number, "finished"].paid))
     left = WHOLE[number] - answered - of_this_run if state != "finished" else 0
     assert len(place.asked()) == left
     assert before <= place.kept()
