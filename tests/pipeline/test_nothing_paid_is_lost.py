@@ -19,7 +19,7 @@ import pytest
 import yaml
 from conftest import byte_level_tokenizer
 from simulation_stage import SEEDS
-from stub_server import BAD_KEY, StubServer
+from stub_server import BAD_KEY, StubServer, echo_digest
 
 from realm.conversations.conversation import Message
 from realm.conversations.writers import write_conversations
@@ -57,8 +57,9 @@ RECORDS = (
 
 @pytest.fixture(scope="module")
 def servers_():
-    """Two stubs that live as long as the module, since an address is part of who answers, and a third elsewhere."""
-    with StubServer() as user, StubServer() as responder, StubServer() as third:
+    """Two stubs that live as long as the module, since an address is part of who answers, and a third elsewhere, which
+    says other words and asks in the corpus beside RealChat: no two corpora hold the same."""
+    with StubServer() as user, StubServer() as responder, StubServer(lambda b: f"other {echo_digest(b)}") as third:
         yield user, responder, third
 
 
@@ -110,7 +111,7 @@ class Place:
         values = load_profile("smoke").model_dump(mode="json")
         user, responder = (s.endpoint(context_length=4096).model_dump(mode="json") for s in self.servers[:2])
         values["simulation"] |= {"user": user, "responder": responder, "free": FREE, "seeded": SEEDED}
-        values["simulation"] |= {"max_rounds": ROUNDS, "beside": beside(user)}
+        values["simulation"] |= {"max_rounds": ROUNDS, "beside": beside(user | {"base_url": self.servers[2].url})}
         values.pop("teaching", None)
         values["mt_bench"] |= {"base": copy.deepcopy(user), "realm": copy.deepcopy(responder)}
         return values
@@ -319,7 +320,7 @@ def changed_values(values, key, place):
         block |= {"engine": "api", "base_url": place.servers[2].url}
     block[last] = another_value(key, block.get(last))
     if last == "base_url":
-        block[last] = place.servers[2].url
+        block[last] = place.servers[0 if "beside.plain" in key else 2].url
     if last == "engine":
         block |= {"base_url": None, "model": "smollm2-135m"}
         block |= {"engine": "transformers"} if "realism" in key else {}  # llama.cpp is what it has
