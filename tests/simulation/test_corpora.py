@@ -59,6 +59,7 @@ def profile_of(servers, beside, **values):
     user, responder = (s.endpoint(context_length=4096).model_dump(mode="json") for s in servers)
     askers = {name: {"simulator": "usergpt", "user": user, **own} for name, own in beside.items()}
     chosen = {"user": user, "responder": responder, "free": 2, "seeded": 1, "max_rounds": 2, "beside": askers}
+    chosen["responder_prompt"] = None
     smoke["simulation"] |= {**chosen, **values}
     smoke.pop("teaching", None)
     return Profile.model_validate(smoke)
