@@ -232,7 +232,8 @@ def test_a_replay_asks_the_responder_alone(tmp_path):
     assert talks[0].turns("user") == ["line 0", "line 2", "line 4"]
     assert talks[1].turns("user") == ["more", "more"]  # a human may repeat
     assert all(t.startswith("words about") for t in talks[0].turns("assistant"))
-    assert talks[0].meta == {"mode": "replay", "end_reason": "user_ended", "simulator": "replay"}
+    told = {"mode": "replay", "end_reason": "user_ended", "simulator": "replay"}
+    assert talks[0].meta == told | {"replay_of": "real", "session": "real"}
 
 
 class ReplayStage(Stage):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from realm.core.block import Block
+
+HELD_OUT_SIDE = "test"  # the split that evaluates
 
 
 class OwnSplit(Block):
@@ -80,3 +83,34 @@ class UserSFT(SFT):
         if self.opening_share is not None and self.max_train_tokens is None:
             raise ValueError("opening_share is a share of max_train_tokens, which is null")
         return self
+
+
+class Teaching(Block):
+    """Notebook 04: does RealChat teach? Students trained as ReaLM on other corpora of ``simulation.beside``, by their
+    names ``corpora``, all evaluated on the responder's answers in the corpus ``held_out``.
+
+    ``shares`` of RealChat that students are trained on too; 1 is the whole. ``equal_tokens``: besides equal numbers of
+    conversations, students of equal numbers of supervised tokens.
+    """
+
+    corpora: list[str] = Field(min_length=1)
+    held_out: str
+    shares: list[Annotated[float, Field(gt=0, le=1)]]
+    equal_tokens: bool
+
+    def require(self, sources: Mapping[str, str], realchat: str) -> None:
+        """Raise ValueError where a corpus is not there (``sources``: name -> its seeds', ``realchat``: RealChat's), or
+        where what evaluates would be trained on."""
+        for key, name in (*(("corpora", c) for c in self.corpora), ("held_out", self.held_out)):
+            if name not in sources:
+                there = ", ".join(sources) or "none"
+                raise ValueError(f"teaching.{key}: {name!r} is no corpus of simulation.beside; there are: {there}")
+        if len(set(self.corpora)) < len(self.corpora):
+            raise ValueError("teaching.corpora: a name stands twice")
+        if self.held_out in self.corpora or sources[self.held_out] != HELD_OUT_SIDE:
+            raise ValueError(
+                f"teaching.held_out: {self.held_out!r} must be a corpus with seed_source {HELD_OUT_SIDE}, not trained on"
+            )
+        for name, source in {"realchat": realchat, **{c: sources[c] for c in self.corpora}}.items():
+            if source == HELD_OUT_SIDE:
+                raise ValueError(f"teaching.corpora: {name} has seed_source {HELD_OUT_SIDE}, which evaluates alone")

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from realm.core.asker import Asker, require_corpus_name
 from realm.core.block import Block
 from realm.core.endpoint import Endpoint, Judge
 from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
-from realm.core.fine_tunes import SFT, UserSFT
+from realm.core.fine_tunes import SFT, Teaching, UserSFT
 from realm.core.profile_errors import explain
 
 PROFILE_FOLDER = REPOSITORY / "profiles"
@@ -138,6 +140,8 @@ class Simulation(Block):
     ``seeded`` conversations of ``seed_source`` as they stand, for which there is no ``user`` endpoint.
     ``cut_turns``: a turn cut at its limit of tokens is marked, and no end is learned from it (``mark``); or it is gone
     on with once, by engines that can, llama.cpp and vllm (``continue``); or its conversation ends with it (``end``).
+    ``responder_prompt``: the responder's system prompt, null for the library's own; a seed's own goes before it.
+    ``beside``: corpora that differ from this one in who asks, by name; they have everything else from here.
     """
 
     simulator: Literal["usergpt", "roleplay", "replay"]
@@ -145,11 +149,17 @@ class Simulation(Block):
     responder: Endpoint
     free: int = Field(ge=0)
     seeded: int = Field(ge=0)
-    seed_source: str = Field(description="`split` for first rounds of the seeds split, or a conversation file")
+    seed_source: str = Field(description="`split` for the seeds split, `train`, `test`, or a conversation file")
     max_rounds: int = Field(ge=1)
     cut_turns: Literal["mark", "continue", "end"] = "mark"
     guardrails: Guardrails
     budget: Budget
+    responder_prompt: str | None = Field(default=None, pattern=r"\S")
+    beside: dict[str, Asker] = Field(default_factory=dict)
+
+    def asked_by(self, asker: Asker) -> Simulation:
+        """This simulation with somebody else who asks. Raises ValidationError where that is none."""
+        return Simulation(**{**dict(self), "beside": {}, **asker.differs()})
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Simulation:
@@ -166,6 +176,16 @@ class Simulation(Block):
             raise ValueError(
                 f"simulator {self.simulator} " + ("needs user: null" if replayed else "needs a user endpoint")
             )
+        return self
+
+    @model_validator(mode="after")
+    def _corpora_are_simulations(self) -> Simulation:
+        for name, asker in self.beside.items():
+            require_corpus_name(name)
+            try:
+                self.asked_by(asker)
+            except ValidationError as error:
+                raise ValueError(f"beside.{name}: {error.errors()[0]['ctx']['error']}") from None
         return self
 
 
@@ -224,16 +244,30 @@ class Profile(Block):
     realm_sft: SFT
     mt_bench: MTBench
     simulator_realism: SimulatorRealism
+    teaching: Teaching | None = None
 
     def endpoints(self) -> dict[str, Endpoint]:
         """Key of the profile, as ``simulation.user`` -> endpoint."""
-        found = {}
-        for name in ("simulation", "mt_bench", "simulator_realism"):
-            for key, value in getattr(self, name):
-                inner = value if isinstance(value, dict) else {}
-                some = {key: value} | {f"{key}.{k}": v for k, v in inner.items()}
-                found |= {f"{name}.{k}": v for k, v in some.items() if isinstance(v, Endpoint)}
-        return found
+        return dict(_endpoints_in("", self))
+
+    def corpora(self) -> dict[str, Simulation]:
+        """Name -> simulation, of the corpora beside RealChat."""
+        return {name: self.simulation.asked_by(asker) for name, asker in self.simulation.beside.items()}
+
+    @model_validator(mode="after")
+    def _teaching_has_its_corpora(self) -> Profile:
+        if self.teaching is not None:
+            sources = {name: config.seed_source for name, config in self.corpora().items()}
+            self.teaching.require(sources, self.simulation.seed_source)
+        return self
+
+
+def _endpoints_in(key: str, value: Any) -> Iterator[tuple[str, Endpoint]]:
+    if isinstance(value, Endpoint):
+        yield key, value
+    elif isinstance(value, Block | dict):
+        for name, inner in value if isinstance(value, Block) else value.items():
+            yield from _endpoints_in(f"{key}.{name}" if key else name, inner)
 
 
 class _NoDuplicates(yaml.SafeLoader):

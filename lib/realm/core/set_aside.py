@@ -50,7 +50,8 @@ def _new_folder(stage_folder: Path) -> Path:
 
 def set_aside_so_far(run_folder: Path) -> dict[Path, int]:
     """Folder -> bytes, of all that was set aside in a run, oldest first."""
-    homes = [run_folder / FOLDER, *run_folder.glob(f"*/{FOLDER}")]  # a control's checkpoints lie within its stage
+    inside = (f"*/{FOLDER}", f"*/*/{FOLDER}")  # a control's checkpoints, and corpora beside RealChat
+    homes = [run_folder / FOLDER, *(home for pattern in inside for home in run_folder.glob(pattern))]
     folders = sorted((p for h in homes if h.is_dir() for p in h.iterdir() if p.is_dir()), key=lambda p: p.name)
     return {f: sum(p.stat().st_size for p in f.rglob("*") if p.is_file()) for f in folders}
 

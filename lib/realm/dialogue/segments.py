@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from realm.conversations.conversation import CONTEXT, ENDS_SESSION, PLACE, SESSION, Conversation, Message
+from realm.conversations.conversation import (
+    CONTEXT,
+    CUT_TURNS,
+    ENDS_SESSION,
+    PLACE,
+    SESSION,
+    Conversation,
+    Message,
+)
 from realm.dialogue.encoder import Encoder, with_ending
 
 MORE_BY_CUTTING = 4  # tokens that a text may gain when it is cut inside a word
@@ -51,6 +59,37 @@ def without_context(segment: Conversation) -> Conversation:
     """A segment's own turns alone; none are left of an ending that stands alone."""
     own = segment.with_turns(range(segment.meta.get(CONTEXT, 0), len(segment.messages)))
     return replace(own, meta={key: value for key, value in own.meta.items() if key != CONTEXT})
+
+
+def from_their_opening(segments: Sequence[Conversation]) -> list[Conversation]:
+    """Each session that shows its first turn, a human's: its segments joined from there on, under the id of the first.
+
+    A split holds no segment of a long answer alone: where only that is missing, the next human turn follows the one
+    before it. At any other gap the conversation ends.
+    """
+    sessions: dict[str, list[Conversation]] = {}
+    for segment in segments:
+        sessions.setdefault(segment.session, []).append(segment)
+    ordered = (sorted(parts, key=lambda c: c.meta.get(PLACE, 0)) for parts in sessions.values())
+    return [_joined_again(parts) for parts in ordered if parts[0].opens_session]
+
+
+def _joined_again(parts: Sequence[Conversation]) -> Conversation:
+    messages: list[Message] = []
+    cut: list[int] = []
+    place, ends = 0, False
+    for part in parts:
+        own = without_context(part)
+        missing = part.meta.get(PLACE, 0) - place
+        between_humans = messages and own.messages and messages[-1].role == own.messages[0].role == "user"
+        if missing != (1 if between_humans else 0):
+            break
+        cut += [len(messages) + i for i in sorted(own.cut_turns)]
+        messages += own.messages
+        place, ends = place + missing + len(own.messages), bool(part.meta.get(ENDS_SESSION))
+    meta = {k: v for k, v in parts[0].meta.items() if k not in (CUT_TURNS, ENDS_SESSION)}
+    meta |= ({CUT_TURNS: cut} if cut else {}) | ({ENDS_SESSION: True} if ends else {})
+    return replace(parts[0], messages=tuple(messages), meta=meta)
 
 
 def ending_alone(segment: Conversation, encoder: Encoder) -> Conversation | None:

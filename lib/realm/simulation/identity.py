@@ -12,11 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from realm.core.profile import Profile
+from realm.core.profile import Profile, Simulation
 from realm.dialogue.format import ChatFormat
 from realm.serving.words import endpoint_words
 from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT
 from realm.simulation.simulators import Simulator
+
+
+def responder_system(config: Simulation) -> str:
+    """What the responder is told first, unless a conversation brings its own system turn."""
+    return config.responder_prompt or RESPONDER_SYSTEM_PROMPT
 
 
 def journal_identity(
@@ -30,7 +35,7 @@ def journal_identity(
         **{role: endpoint_words(e, folder) for role, e in sides.items() if e},
         # Of a script nothing is asked, so no prompt of it is sent.
         "simulator": asdict(simulator) if config.user else {"name": simulator.name},
-        "responder_system": RESPONDER_SYSTEM_PROMPT,
+        "responder_system": responder_system(config),
         # The other two ways say the same words: where a conversation ends is a view on them.
         **({"cut_turns": "continue"} if config.cut_turns == "continue" else {}),
         "guardrails": config.guardrails.model_dump(mode="json"),

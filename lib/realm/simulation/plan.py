@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from realm.conversations.conversation import Conversation, Message
+from realm.conversations.conversation import CUT_TURNS, ENDS_SESSION, SESSION, Conversation, Message
 from realm.conversations.readers import load_conversations, read_conversations
 from realm.conversations.splits import one_per_session
 from realm.core.files import text_sha256
 from realm.core.profile import Profile
+from realm.dialogue.segments import from_their_opening
 from realm.simulation.endings import SimulationError
+
+SIDES = {"split": "seeds", "train": "train", "test": "test"}  # seed_source -> side of notebook 01
+OF = "replay_of"  # in meta: the conversation whose human turns are replayed
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,15 @@ class Start:
     """A conversation to be: its id, mode and opening messages; ``script``: human turns to replay, None to ask.
 
     ``key``: its name in a journal, with a hash of its opening and script. Under another opening it is another
-    conversation there, so that no other's middle is joined to it.
+    conversation there, so that no other's middle is joined to it. ``meta``: of the conversation that is replayed, what
+    tells whether it was seen in training.
     """
 
     id: str
     mode: str
     opening: tuple[Message, ...] = ()
     script: tuple[str, ...] | None = None
+    meta: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -65,9 +72,15 @@ def plan_replay(count: int, sources: Sequence[Conversation]) -> list[Start]:
             "a human turn; lower it or give more in simulation.seed_source"
         )
     return [
-        Start(f"replay-{i:05d}-{c.id}", "replay", _system_turn(c), tuple(c.turns("user")))
+        Start(f"replay-{i:05d}-{c.id}", "replay", _system_turn(c), tuple(c.turns("user")), _known_of(c))
         for i, c in enumerate(chosen[:count])
     ]
+
+
+def _known_of(replayed: Conversation) -> dict[str, Any]:
+    of_its_turns = (CUT_TURNS, ENDS_SESSION)
+    known = {key: value for key, value in replayed.meta.items() if key not in of_its_turns}
+    return known | {OF: replayed.id, SESSION: replayed.session}
 
 
 def _system_turn(conversation: Conversation) -> tuple[Message, ...]:
@@ -77,11 +90,12 @@ def _system_turn(conversation: Conversation) -> tuple[Message, ...]:
 def starts_of(chosen: Profile, seed: int, folder: Path) -> list[Start]:
     """The whole plan of a profile; ``folder``: the run's. Raises SimulationError, ConversationFileError."""
     config = chosen.simulation
-    if config.seed_source == "split":
-        path = folder / "01_data" / "seeds.jsonl"
+    if side := SIDES.get(config.seed_source):
+        path = folder / "01_data" / f"{side}.jsonl"
         if not path.exists():
             raise SimulationError(f"{path}: missing; run notebooks/01_data_inspection.ipynb first")
-        seeds = one_per_session(load_conversations(path), seed)
+        found = load_conversations(path)
+        seeds = one_per_session(found if side == "seeds" else from_their_opening(found), seed)
     else:
         seeds = list(read_conversations(config.seed_source))
     if config.simulator == "replay":

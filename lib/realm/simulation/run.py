@@ -31,9 +31,9 @@ from realm.serving.local import connect
 from realm.serving.words import note_words
 from realm.simulation.budget import Ledger, dollars, estimate, share
 from realm.simulation.endings import Ending, EndReason, SimulationError
-from realm.simulation.engine import RESPONDER_SYSTEM_PROMPT, Simulation
+from realm.simulation.engine import Simulation
 from realm.simulation.export import write_exports
-from realm.simulation.identity import journal_identity
+from realm.simulation.identity import journal_identity, responder_system
 from realm.simulation.journal import Journal, journal_path
 from realm.simulation.limits import Limits
 from realm.simulation.plan import Shard, Start, starts_of
@@ -42,6 +42,7 @@ from realm.simulation.simulators import SIMULATORS, USERGPT, Simulator
 from realm.simulation.standing import cut_turns, end_reasons, exported, nobody_answered, standings
 
 STAGE_FOLDER = "03_simulation"
+BESIDE = "beside"  # in it: a folder for each corpus of simulation.beside
 ROLES = {"user": "user", "responder": "assistant"}  # whose turns an endpoint speaks
 SHOWN = 100  # rejected answers that a run's outcome holds
 
@@ -60,6 +61,7 @@ class Outcome:
     why: list[Reason]  # in words, of those that did not end by themselves
     cut: Counter[str]  # role -> turns that stop in the middle, at a limit of tokens or by a guardrail
     thoughts: dict[str, Thought]
+    again: int  # failed conversations that the next run asks again
 
     def __str__(self) -> str:
         ends = ", ".join(f"{reason} {n}" for reason, n in self.reasons.most_common())
@@ -69,40 +71,41 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """A profile's run as far as it can be known without asking anybody."""
+    """A profile's run as far as it can be known without asking anybody; ``chosen.simulation`` is RealChat's, or that of
+    a corpus beside it."""
 
     chosen: Profile
     seed: int
     folder: Path  # the run's
+    out: Path  # this corpus's
     starts: list[Start]
     simulator: Simulator
     limits: Limits
     words: dict[str, Any]
 
     @classmethod
-    def of(cls, chosen: Profile, seed: int, folder: Path, shard: Shard | None = None) -> Work:
-        """Raises SimulationError, ConversationFileError, AssetError."""
+    def of(
+        cls, chosen: Profile, seed: int, folder: Path, shard: Shard | None = None, corpus: str | None = None
+    ) -> Work:
+        """``corpus``: a name in ``simulation.beside``, None for RealChat. Raises SimulationError,
+        ConversationFileError, AssetError."""
+        chosen, out = _of_corpus(chosen, corpus), corpus_folder(folder, corpus)
         config, encoder = chosen.simulation, encoder_of(chosen, "usergpt_sft")
         starts = [s for s in starts_of(chosen, seed, folder) if shard is None or shard.holds(s)]
         simulator = SIMULATORS[config.simulator]
         if simulator == USERGPT:
             simulator = replace(USERGPT, falls_silent=chosen.usergpt_sft.learn_ending)
         tokenizer, chat = encoder.tokenizer, encoder.format
-        _require_plain(starts, chat)
+        _require_plain(starts, chat, config)
         count = lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)  # noqa: E731
         base = chosen.usergpt_sft.base_model
-        whose = (simulator, chat, count, RESPONDER_SYSTEM_PROMPT, weights_of(base, folder) or base)
+        whose = (simulator, chat, count, responder_system(config), weights_of(base, folder) or base)
         sides = {"user": config.user, "responder": config.responder}
         elsewhere = frozenset(ROLES[role] for role, e in sides.items() if e and own_tokenizer(e, base))
         ends_at_cut = config.cut_turns == "end"
         limits = Limits(config.max_rounds, config.user, config.responder, *whose, elsewhere, ends_at_cut)
-        return cls(
-            chosen, seed, folder, starts, simulator, limits, journal_identity(chosen, seed, folder, simulator, chat)
-        )
-
-    @property
-    def out(self) -> Path:
-        return self.folder / STAGE_FOLDER
+        words = journal_identity(chosen, seed, folder, simulator, chat)
+        return cls(chosen, seed, folder, out, starts, simulator, limits, words)
 
     def path(self, shard: Shard | None = None) -> Path:
         return journal_path(self.out, self.words, str(shard or ""))
@@ -111,6 +114,7 @@ class Work:
         """This run's journal, or a shard's, with all that others of the same words hold: the whole run's takes in what
         every shard said, a shard's what the whole run and shards of another division did."""
         path = self.path(shard)
+        make_folder(self.out)
         if why := note_words(self.path(), self.words, self.out.glob("journal-*.json")):
             note(why)
         journal = Journal(path)
@@ -141,20 +145,25 @@ class Work:
             write_exports(self.out, talks, config, self.seed, usage, interventions)
         spoken = [c for c in talks if c.messages]
         cost = dollars(config.budget, usage)
-        told = journal.reasons(), cut_turns(spoken), journal.thoughts()
-        return Outcome(spoken, end_reasons(talks), usage, interventions, rejected, cost, resumed, *told)
+        ended = end_reasons(talks)
+        failed = journal.asked_again() & journal.failures().keys() & {s.key for s in self.starts}
+        told = journal.reasons(), cut_turns(spoken), journal.thoughts(), len(failed)
+        return Outcome(spoken, ended, usage, interventions, rejected, cost, resumed, *told)
 
 
-async def simulate(chosen: Profile, seed: int, folder: Path, shard: Shard | None = None) -> Outcome:
+async def simulate(
+    chosen: Profile, seed: int, folder: Path, shard: Shard | None = None, corpus: str | None = None
+) -> Outcome:
     """Hold the conversations of a profile, or a share of them; a whole run writes the exports.
 
-    ``folder``: the run's. What was said before, here or in shards, is gone on with. Servers are started only if
-    something is left to ask and to spend. Raises SimulationError, EndpointError, ConversationFileError, each one line.
+    ``folder``: the run's; ``corpus``: a name in ``simulation.beside`` for that corpus, in a folder of its own. What was
+    said before, here or in shards, is gone on with. Servers are started only if something is left to ask and to
+    spend. Raises SimulationError, EndpointError, ConversationFileError, each one line.
     """
-    work = Work.of(chosen, seed, folder, shard)
+    work = Work.of(chosen, seed, folder, shard, corpus)
     with contextlib.closing(work.journal(shard)) as journal:
         resumed = journal.count_turns()
-        budget = share(chosen.simulation.budget, shard.of if shard else 1)
+        budget = share(work.chosen.simulation.budget, shard.of if shard else 1)
         standing, again = standings(journal, work.starts, work.limits), journal.asked_again()
         waiting = [k for k, s in standing.items() if s.reason is None or k in again]
         if waiting and Ledger(budget, journal.usage()).open():
@@ -193,6 +202,7 @@ async def _hold_all(work: Work, journal: Journal, budget: profile.Budget) -> Non
             limits.format,
             config.guardrails,
             budget,
+            responder_system=limits.responder_system,
             counted_by=limits.counted_by,
             cut_turns=config.cut_turns,
             counters=counters,
@@ -206,25 +216,43 @@ def own_tokenizer(endpoint: Endpoint, base_model: str) -> bool:
     return endpoint.engine == "llama.cpp" and not ours and assets.gguf_of(endpoint.model) is not None
 
 
-def _require_plain(starts: Sequence[Start], chat: ChatFormat) -> None:
+def corpus_folder(folder: Path, corpus: str | None = None) -> Path:
+    """Where a corpus lies in the run ``folder``: RealChat, or one of ``simulation.beside``."""
+    return folder / STAGE_FOLDER if corpus is None else folder / STAGE_FOLDER / BESIDE / corpus
+
+
+def _of_corpus(chosen: Profile, corpus: str | None) -> Profile:
+    """The profile with that corpus as its simulation. Raises SimulationError if there is none of this name."""
+    if corpus is None:
+        return chosen
+    corpora = chosen.corpora()
+    if corpus not in corpora:
+        there = ", ".join(corpora) or "none under this profile"
+        raise SimulationError(f"{corpus}: no such corpus; simulation.beside has {there}")
+    return chosen.model_copy(update={"simulation": corpora[corpus]})
+
+
+def _require_plain(starts: Sequence[Start], chat: ChatFormat, config: profile.Simulation) -> None:
+    if found := [token for token in chat.reserved if token in (config.responder_prompt or "")]:
+        raise SimulationError(f"simulation.responder_prompt holds {found[0]}, a token of the template; take it out")
     for start in starts:
         text = "\n".join([*(m.content for m in start.opening), *(start.script or ())])
         if found := [token for token in chat.reserved if token in text]:
             raise SimulationError(f"{start.id}: its seed holds {found[0]}, a token of the template; take it out there")
 
 
-def identity(chosen: Profile, seed: int, folder: Path) -> dict[str, Any]:
+def identity(chosen: Profile, seed: int, folder: Path, corpus: str | None = None) -> dict[str, Any]:
     """All that shapes what is said, and nothing else: it names the journal."""
-    return Work.of(chosen, seed, folder).words
+    return Work.of(chosen, seed, folder, corpus=corpus).words
 
 
-def merge(chosen: Profile, seed: int, folder: Path) -> tuple[int, Outcome]:
+def merge(chosen: Profile, seed: int, folder: Path, corpus: str | None = None) -> tuple[int, Outcome]:
     """Take the journals of all shards into the whole run's and write the exports; (how many shards, what they hold).
 
     Nobody is asked and no server is started: what a spent budget left open is for the next run. Raises SimulationError
     if a shard is still at work or conversations have not ended.
     """
-    work = Work.of(chosen, seed, folder)
+    work = Work.of(chosen, seed, folder, corpus=corpus)
     shards = work.others()
     with contextlib.closing(work.journal()) as journal:
         standing = standings(journal, work.starts, work.limits)
@@ -244,6 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--shard", help="i/n: only this share of the conversations, in a journal of its own")
     what.add_argument("--merge", action="store_true", help="join the shards and write the exports")
+    parser.add_argument("--corpus", metavar="NAME", help="a corpus of simulation.beside (default: RealChat)")
     given = parser.parse_args(arguments)
     return exit_code(lambda: _dispatch(given), "interrupted; what was said is kept, call again to go on")
 
@@ -252,13 +281,12 @@ def _dispatch(given: argparse.Namespace) -> None:
     chosen, folder = load_profile(given.profile), run_folder(given.profile)
     for endpoint in chosen.endpoints().values():
         register_secret(os.environ.get(endpoint.api_key_env or ""))
-    make_folder(folder / STAGE_FOLDER)
     if given.merge:
-        count, outcome = merge(chosen, chosen.seed, folder)
+        count, outcome = merge(chosen, chosen.seed, folder, given.corpus)
         print(f"{count} shards joined\n{outcome}")
         return
     shard = Shard.parse(given.shard) if given.shard else None
     try:
-        print(asyncio.run(simulate(chosen, chosen.seed, folder, shard)))
+        print(asyncio.run(simulate(chosen, chosen.seed, folder, shard, given.corpus)))
     except (EndpointError, AssetError, ConversionError) as error:
         raise SimulationError(f"{error}; run again to go on") from error

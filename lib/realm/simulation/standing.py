@@ -47,7 +47,7 @@ def exported(journal: Journal, starts: Sequence[Start], limits: Limits, simulato
         Conversation(
             s.id,
             (*s.opening, *journal.turns(s.key)[: standing[s.key].length]),
-            _meta(s, standing[s.key], simulator, journal.cut_turns(s.key)),
+            s.meta | _meta(s, standing[s.key], simulator, journal.cut_turns(s.key)),
         )
         for s in sorted(starts, key=lambda s: s.id)
     ]

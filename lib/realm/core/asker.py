@@ -1,0 +1,40 @@
+"""Who asks in a corpus beside RealChat: the part of a profile by which such corpora differ, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field
+
+from realm.core.block import Block
+from realm.core.endpoint import Endpoint
+from realm.core.set_aside import FOLDER
+
+
+class Asker(Block):
+    """One corpus of ``simulation.beside``. What is null is as in ``simulation`` itself; what is replayed is never free.
+
+    ``seed_source`` ``train`` or ``test``: sessions of these splits of notebook 01 from their first turn on, one
+    conversation each.
+    """
+
+    simulator: Literal["usergpt", "roleplay", "replay"]
+    user: Endpoint | None
+    seed_source: str | None = None
+    free: int | None = Field(default=None, ge=0)
+    seeded: int | None = Field(default=None, ge=0)
+    max_rounds: int | None = Field(default=None, ge=1)
+
+    def differs(self) -> dict[str, Any]:
+        """The values of a simulation that are this corpus's own."""
+        given = {key: value for key, value in self if value is not None}
+        return {"user": None} | ({"free": 0} if self.simulator == "replay" else {}) | given
+
+
+def require_corpus_name(name: str) -> None:
+    """Raise ValueError for what cannot be the name of a folder and a part of a metric's name."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("realchat", FOLDER):
+        raise ValueError(
+            f"beside: {name!r} is no name here; lower-case letters, digits and _, not realchat or {FOLDER}"
+        )
