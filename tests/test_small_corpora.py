@@ -82,7 +82,8 @@ def profile_of(source: str, model: str, urls: tuple[str, str]) -> dict:
         values[block] |= {"base_model": model, "max_train_tokens": 1000, "test_conversations": 4, "method": "lora"}
     values["simulation"] |= {"user": user, "responder": responder, "free": 1, "seeded": 0}
     values["mt_bench"] |= {"base": responder, "realm": responder}
-    values["simulator_realism"] |= {"usergpt": user, "roleplay": user, "permutations": 1, "repeats": 1}
+    asked = dict.fromkeys(("usergpt", "base", "roleplay", "responder"), user)
+    values["simulator_realism"] |= {**asked, "permutations": 1, "repeats": 1}
     return values
 
 

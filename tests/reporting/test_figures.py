@@ -21,13 +21,6 @@ INTERVALS = pd.DataFrame(
         "n": [40, 40],
     }
 )
-REALISM = pd.DataFrame(
-    [
-        {"measure": m, "who": w, "value": v, "ci_low": v - 0.1, "ci_high": v + 0.2, "n": 24}
-        for m in ("AUC", "words")
-        for w, v in (("UserGPT", 0.7), ("role-play", 0.9), ("humans (floor)", 0.5))
-    ]
-)
 CONTROLS = pd.DataFrame(
     [
         {"model": m, "turns": k, "perplexity": v, "ci_low": v - 1, "ci_high": v + 2, "n": 40}
@@ -62,7 +55,6 @@ DRAWN = {
         SCORES, "score", "ReaLM-7B", "score", "Title", "a source", "spread"
     ),
     "mt_bench_by_category": lambda: figures.mt_bench_by_category(by_category(), "Title", "a source"),
-    "realism": lambda: figures.realism(REALISM),
 }
 
 
@@ -109,8 +101,6 @@ def test_every_figure_has_a_title_and_labelled_axes():
 def test_intervals_and_n_are_written_on_the_figure():
     figure, _ = figures.before_after(INTERVALS, "perplexity", "Title")
     assert "95 %" in figure.axes[0].get_xlabel() and "n = 40" in figure.axes[0].get_xlabel()
-    figure, _ = figures.realism(REALISM)
-    assert "n = 24" in figure.get_supxlabel()
 
 
 def test_bars_show_the_numbers_of_the_table():

@@ -112,7 +112,8 @@ def distance_measure(
     def statistic(index: np.ndarray) -> float:
         return float(distance(one[index[index < n]], other[index[index >= n] - n]))
 
-    return Measure(statistic(np.arange(everyone)), *levels.jackknife(statistic, everyone, seed), n)
+    low, high = levels.jackknife(statistic, everyone, seed)
+    return Measure(statistic(np.arange(everyone)), max(low, 0.0), high, n)  # no distance is less than none
 
 
 def left_out(sizes: Mapping[str, int], what: str) -> str:
@@ -175,7 +176,7 @@ def wide(rows: Iterable[Row]) -> pd.DataFrame:
             {
                 "measure": row.words,
                 "unit": row.unit,
-                **{SIMULATORS.get(who, who): _shown(m) for who, m in sorted(row.values.items(), key=_order)},
+                **{SIMULATORS.get(who, who): shown(m) for who, m in sorted(row.values.items(), key=_order)},
                 "two halves of the humans differ by": f"{row.floor:.3g}",
             }
             for row in rows
@@ -187,11 +188,18 @@ def _order(item: tuple[str, Measure]) -> int:
     return [HUMANS, *SIMULATORS].index(item[0])
 
 
-def _shown(m: Measure) -> str:
+def shown(m: Measure) -> str:
+    """``0.7 [0.6, 0.8]``."""
     return f"{m.value:.3g}" + (f" [{m.ci_low:.3g}, {m.ci_high:.3g}]" if _interval(m) else "")
 
 
-def without_scale(rows: Iterable[Row]) -> str:
-    """One line on the measures by which the role-playing base is no further from humans than humans are."""
-    few = [row.words for row in rows if not row.positions]
-    return f"Not on the scale, since role-play is not told from humans by it: {'; '.join(few)}." if few else ""
+def without_scale(rows: Sequence[Row]) -> str:
+    """One line on the measures by which the role-playing base is no further from humans than humans are, and on those
+    of them by which UserGPT is."""
+    few = [row for row in rows if ROLEPLAY in row.gaps and not row.positions]
+    if not few:
+        return ""
+    ours = [row.words for row in few if "usergpt" in row.gaps and row.gaps["usergpt"].ci_low > row.floor]
+    told = f" UserGPT is told from humans by {len(ours)} of them: {'; '.join(ours)}." if ours else ""
+    words = "; ".join(row.words for row in few)
+    return f"Not on the scale, since the base told to play a user is not told from humans by it: {words}.{told}"

@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from realm.conversations.conversation import CONTEXT, ENDS_SESSION, PLACE, Conversation, Message
+from realm.conversations.readers import load_conversations
 from realm.evaluation.intervals import RESAMPLES
 from realm.evaluation.wording import words_of
 from realm.simulation.endings import EndReason
 from realm.simulation.guardrails import answers_as_assistant
+
+# Who plays the user -> where the conversations lie in a run folder, and the simulator that they name.
+WHERE = {
+    "usergpt": ("03_simulation/realchat.jsonl", "usergpt"),
+    "base": ("03_simulation/beside/base/realchat.jsonl", "usergpt"),
+    "roleplay": ("03_simulation/beside/base_roleplay/realchat.jsonl", "roleplay"),
+    "responder": ("03_simulation/beside/roleplay/realchat.jsonl", "roleplay"),
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,28 @@ def simulated_talks(conversations: Sequence[Conversation]) -> list[Talk]:
     ]
 
 
+def simulated_in(run_folder: Path) -> tuple[dict[str, list[Talk]], str]:
+    """Who plays the user -> the conversations of notebook 03; and one line on those that are not there."""
+    found, missing = {}, []
+    for who, (place, simulator) in WHERE.items():
+        path = run_folder / place
+        talks = load_conversations(path) if path.exists() else []
+        others = {str(c.meta.get("simulator")) for c in talks} - {simulator}
+        if talks and not others:
+            found[who] = simulated_talks(talks)
+        else:
+            why = f"holds those of {', '.join(sorted(others))}" if others else "is not there, or empty"
+            missing.append(f"{who} ({place} {why})")
+    line = f"{len(missing)} of {len(WHERE)} kinds of whole conversations are missing: {'; '.join(missing)}."
+    return found, line if missing else ""
+
+
+def sample(talks: Sequence[Talk], at_most: int, seed: int) -> list[Talk]:
+    """At most so many of them, in a seeded order."""
+    order = np.random.default_rng(seed).permutation(len(talks))
+    return [talks[i] for i in order[:at_most]]
+
+
 def _talk(name: str, messages: Sequence[Message], given: int, ended: bool) -> Talk:
     turns, before, answer = [], [], ""
     for message in messages:
@@ -128,9 +160,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 BY_TALK = {
-    "repeats": ("of a later turn, said before", repeats),
-    "entrainment": ("of a later turn's words, from the answer", entrainment),
-    "as_assistant": ("turns that answer as the assistant", as_assistant),
+    "repeats": ("share of a later turn said before", repeats),
+    "entrainment": ("words of a later turn taken from the answer", entrainment),
+    "as_assistant": ("own turns that answer as the assistant", as_assistant),
 }
 
 
@@ -152,7 +184,14 @@ def hazard(talks: Sequence[Talk], rounds: int, seed: int) -> pd.DataFrame:
         low, high = np.nanpercentile(shares[:, k], [2.5, 97.5]) if n > 1 else (math.nan, math.nan)
         share = ended[:, k].sum() / n if n else math.nan
         rows.append(
-            {"round": k + 1, "known": n, "ended": int(ended[:, k].sum()), "hazard": share, "ci_low": low, "ci_high": high}
+            {
+                "round": k + 1,
+                "known": n,
+                "ended": int(ended[:, k].sum()),
+                "hazard": share,
+                "ci_low": low,
+                "ci_high": high,
+            }
         )
     return pd.DataFrame(rows, columns=["round", "known", "ended", "hazard", "ci_low", "ci_high"])
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from realm.core.metrics import Metrics
@@ -21,6 +22,7 @@ from realm.evaluation.two_sample import TwoSample, difference, holm, human_floor
 
 Turns = Mapping[str, Sequence[Sequence[str]]]
 ASKED, SAID, GOES_ON, REMEMBERS = GROUPS
+POOLED = 20  # words
 LATER = "_later"  # at the end of a metric's key: of later turns, not of openings
 
 
@@ -101,10 +103,36 @@ def add_told(metrics: Metrics, told: Told, suffix: str = "", at: str = "") -> No
             add(f"two_sample_difference{suffix}_{who}", gap, "AUC minus UserGPT's, paired; above 0: UserGPT is nearer")
 
 
-def diversity(texts: Mapping[str, Sequence[str]], vectors: Mapping[str, np.ndarray], seed: int) -> list[Row]:
-    """First-turn diversity (arXiv 2510.06552) and topic diversity of openings; texts cut alike, ``vectors`` (n, d)."""
+def told_table(told: Told) -> pd.DataFrame:
+    """A line a simulator, and the floor: AUC with limits, n, null, adjusted p-value, difference from UserGPT's."""
+    adjusted = holm({who: test.p_value for who, test in told.tests.items()})
+    lines = []
+    for who, test in told.tests.items():
+        nearer = difference(test, told.tests["usergpt"]) if "usergpt" in told.tests and who != "usergpt" else None
+        lines.append(
+            {
+                "against humans": SIMULATORS[who],
+                "AUC": test.auc.value,
+                "ci_low": test.auc.ci_low,
+                "ci_high": test.auc.ci_high,
+                "n": test.auc.n,
+                "null mean": test.null_mean,
+                "null, 95th percentile": test.null_high,
+                "p (Holm)": adjusted[who],
+                "minus UserGPT's": card.shown(nearer) if nearer else "",
+            }
+        )
+    floor = {"against humans": f"humans (mean over halvings, sd {told.floor_sd:.3f})", "AUC": told.floor.value}
+    limits = {"ci_low": told.floor.ci_low, "ci_high": told.floor.ci_high, "n": told.floor.n}
+    return pd.DataFrame([*lines, {**floor, **limits}]).fillna("")
+
+
+def diversity(texts: Mapping[str, Sequence[str]], vectors: Mapping[str, Sequence[np.ndarray]], seed: int) -> list[Row]:
+    """First-turn diversity (arXiv 2510.06552) and topic diversity of openings, all cut alike; ``vectors``: an array
+    (1, d) an opening."""
     words = {who: levels.pairwise_level(word_overlap(t), 100.0, seed) for who, t in texts.items()}
-    topics = {who: levels.pairwise_level(v @ v.T, 1.0, seed) for who, v in vectors.items()}
+    stacked = {who: np.vstack(v) for who, v in vectors.items()}
+    topics = {who: levels.pairwise_level(v @ v.T, 1.0, seed) for who, v in stacked.items()}
     rows = [
         card.level_row(ASKED, "first_turn_diversity", "first-turn diversity", "100: no shared words", words),
         card.level_row(ASKED, "topic_diversity", "topic diversity", "mean cosine distance", topics),
@@ -127,21 +155,20 @@ def word_overlap(texts: Sequence[str]) -> np.ndarray:
 # ---------------------------------------------------------------- how it is said
 
 
-def said(turns: Turns, cut: Turns, seed: int, suffix: str = "") -> list[Row]:
-    """Length, marks of style, and lexical diversity; ``cut``: the same turns, all cut at the same number of tokens,
-    for the pooled words, which one pasted text would fill."""
+def said(turns: Turns, seed: int, suffix: str = "") -> list[Row]:
+    """Length, marks of style, and lexical diversity. Of a conversation the first 20 words are pooled: one pasted text
+    would fill the pool, and who says less brings in more subjects a word."""
     by_key = {}
     for key, (words, of) in wording.MARKS.items():
         values = {who: [wording.mean_over(t, of) for t in talks] for who, talks in turns.items()}
         key, words = _of(key, words, suffix)
         by_key[key] = (words, "mean over conversations", values)
     rows: list[Row | None] = [*card.mean_rows(SAID, by_key, seed)]
+    pools = {who: [_first_words(talk) for talk in talks] for who, talks in turns.items()}
     for key, (words, of) in wording.LEXICAL.items():
-        pooled = {
-            who: levels.pooled_level([[w for t in talk for w in wording.words_of(t)] for talk in talks], of, seed)
-            for who, talks in cut.items()
-        }
-        rows.append(card.level_row(SAID, *_of(key, words, suffix), "of all words in a row", pooled))
+        found = {who: levels.pooled_level(pool, of, seed) for who, pool in pools.items()}
+        unit = f"of the first {POOLED} words of each, in a row"
+        rows.append(card.level_row(SAID, *_of(key, words, suffix), unit, found))
     lengths = {who: np.array([wording.mean_over(t, wording.length) for t in talks]) for who, talks in turns.items()}
     for key, words, unit, of in (
         ("length_distance", "distance of lengths (Wasserstein)", "words", stats.wasserstein_distance),
@@ -149,6 +176,10 @@ def said(turns: Turns, cut: Turns, seed: int, suffix: str = "") -> list[Row]:
     ):
         rows.append(card.distance_row(SAID, *_of(key, words, suffix), unit, lengths, of, seed))
     return [row for row in rows if row]
+
+
+def _first_words(turns: Sequence[str]) -> list[str]:
+    return [w for t in turns for w in wording.words_of(t)][:POOLED]
 
 
 def _ks(one: np.ndarray, other: np.ndarray) -> float:
@@ -159,19 +190,22 @@ def _ks(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def goes_on(
-    talks: Mapping[str, Sequence[Talk]], vectors: Mapping[str, Sequence[np.ndarray]], rounds: int, seed: int
+    talks: Mapping[str, Sequence[Talk]],
+    followed: Mapping[str, Sequence[tuple[Talk, np.ndarray]]],
+    rounds: int,
+    seed: int,
 ) -> list[Row]:
     """Rounds, repeats, entrainment, drift, turns that answer as the assistant; over the first ``rounds`` rounds.
 
-    ``vectors``: an array (turns, d) a talk. Rounds of a simulator that ended no conversation by itself are the
-    profile's, and none of its results.
+    ``followed``: talks with an embedding (turns, d) of each. Rounds of a simulator that ended no conversation by itself
+    are the profile's, and none of its results.
     """
     by_key = {
         key: (words, "mean over conversations", {who: [of(t) for t in some] for who, some in talks.items()})
         for key, (words, of) in going_on.BY_TALK.items()
     }
-    drifts = {who: [going_on.drift(t, v) for t, v in zip(talks[who], vectors[who], strict=True)] for who in talks}
-    by_key["drift"] = ("from turn to turn", "cosine distance, mean over conversations", drifts)
+    drifts = {who: [going_on.drift(t, v) for t, v in some] for who, some in followed.items()}
+    by_key["drift"] = ("change of subject from turn to turn", "cosine distance, mean over conversations", drifts)
     ends = {who: _rounds_level(some, rounds, seed) for who, some in talks.items() if any(t.ended for t in some)}
     asked = card.level_row(GOES_ON, "rounds", "rounds", f"expected, of {rounds} at most", ends)
     return [*card.mean_rows(GOES_ON, by_key, seed), *([asked] if asked else [])]
@@ -200,7 +234,9 @@ def remembers(turns: Turns, training: memory.TrainingTurns, seed: int, suffix: s
         ("longest_shared_run", "longest run that stands in training", "words", lambda s: float(s.longest)),
         ("copied_turns", "turns copied from training", f"share of those of {memory.TELLING} words", _copied),
     ):
-        found = {who: [_mean_of([of(training.shared(t)) for t in talk]) for talk in talks] for who, talks in turns.items()}
+        found = {
+            who: [_mean_of([of(training.shared(t)) for t in talk]) for talk in talks] for who, talks in turns.items()
+        }
         key, words = _of(key, words, suffix)
         by_key[key] = (words, f"{unit}, mean over conversations", found)
     return card.mean_rows(REMEMBERS, by_key, seed)

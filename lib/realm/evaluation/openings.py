@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +75,21 @@ def embed(texts: Sequence[str], model_folder: Path) -> np.ndarray:
 
     model = SentenceTransformer(str(model_folder), device=None, trust_remote_code=False)
     return model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=32)
+
+
+def embed_turns(
+    samples: Sequence[Mapping[str, Sequence[Sequence[str]]]],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    model_folder: Path,
+) -> list[dict[str, list[np.ndarray]]]:
+    """Of each sample, by source, an array (turns, d) a conversation of its turns, each cut after ``limit`` tokens.
+
+    No text is embedded twice.
+    """
+    every = list(dict.fromkeys(t for turns in samples for talks in turns.values() for talk in talks for t in talk))
+    cut = dict(zip(every, first_tokens(every, tokenizer, limit) if every else (), strict=True))
+    distinct = list(dict.fromkeys(cut.values()))
+    vectors = dict(zip(distinct, embed(distinct, model_folder) if distinct else (), strict=True))
+    array = lambda talk: np.array([vectors[cut[t]] for t in talk])  # noqa: E731
+    return [{who: [array(talk) for talk in talks] for who, talks in turns.items()} for turns in samples]
