@@ -8,39 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Conversation, Message
 from realm.core.errors import TooFewError
 from realm.core.seeds import turn_seed
-from realm.evaluation.intervals import auc_interval, bootstrap, drawn_within_classes, mean_interval
+from realm.evaluation.intervals import bootstrap, mean_interval
+from realm.evaluation.measure import Measure
 from realm.serving.client import Client
 from realm.simulation.simulators import Simulator
 
-FOLDS = 5
 WORD = re.compile(r"\w+")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A value with its 95 % interval; ``n`` counts conversations."""
-
-    value: float
-    ci_low: float
-    ci_high: float
-    n: int
 
 
 def opening_turns(conversations: Sequence[Conversation], at_most: int, seed: int) -> list[str]:
@@ -136,50 +119,3 @@ def _pairwise_diversity(similarity: np.ndarray, seed: int, scale: float) -> Meas
 
     interval = bootstrap([np.arange(n)], diversity, seed, vectorized=False)
     return Measure(diversity(np.arange(n)), *interval, n)
-
-
-@dataclass(frozen=True)
-class TwoSample:
-    """Classifier two-sample test: AUC of telling two sets of texts apart (0.5: cannot), and its null.
-
-    ``null_mean`` and ``null_high`` (95th percentile) come from permuted labels: at small n cross-validated
-    AUC is biased, and only the null says what "cannot tell apart" looks like.
-    """
-
-    auc: Measure
-    null_mean: float
-    null_high: float
-
-
-def two_sample_auc(
-    one: np.ndarray, other: np.ndarray, repeats: int, permutations: int, seed: int, desc: str = "two-sample test"
-) -> TwoSample:
-    """Logistic regression on embeddings (n, d), 5-fold, averaged over ``repeats`` random foldings.
-
-    Rows must come from different conversations: then no conversation stands in train and test folds.
-    """
-    features = np.vstack([one, other])
-    labels = np.repeat([0, 1], [len(one), len(other)])
-    rng = np.random.default_rng(seed)
-    bar = tqdm(total=repeats + permutations, desc=desc, unit="fit")
-    with bar:
-        scores = []
-        for _ in range(repeats):
-            scores.append(_out_of_fold(features, labels, rng))
-            bar.update()
-        null = []
-        for _ in range(permutations):
-            shuffled = rng.permutation(labels)
-            null.append(roc_auc_score(shuffled, _out_of_fold(features, shuffled, rng)))
-            bar.update()
-    value = float(np.mean([roc_auc_score(labels, s) for s in scores]))
-    ranks = np.mean([stats.rankdata(s) for s in scores], axis=0)
-    low, high = auc_interval(ranks, labels == 1, drawn_within_classes(labels == 1, rng))
-    null_mean, null_high = (float(np.mean(null)), float(np.percentile(null, 95))) if null else (0.5, 0.5)
-    return TwoSample(Measure(value, min(low, value), max(high, value), len(labels)), null_mean, null_high)
-
-
-def _out_of_fold(features: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=int(rng.integers(2**31)))
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    return cross_val_predict(model, features, labels, cv=folds, method="decision_function")
