@@ -65,10 +65,3 @@ def drawn_by_group(group: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     places = [np.flatnonzero(group == name) for name in np.unique(group)]
     for _ in range(RESAMPLES):
         yield np.concatenate([places[i] for i in rng.integers(0, len(places), len(places))])
-
-
-def drawn_within_classes(truth: np.ndarray, rng: np.random.Generator, resamples: int = 1_000) -> Iterator[np.ndarray]:
-    """Places drawn with replacement, of each class as many as there are; ``truth``: (n,) booleans."""
-    zero, one = np.flatnonzero(~truth), np.flatnonzero(truth)
-    for _ in range(resamples):
-        yield np.concatenate([rng.choice(zero, len(zero)), rng.choice(one, len(one))])
