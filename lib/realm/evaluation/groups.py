@@ -16,6 +16,7 @@ from scipy import stats
 from realm.core.metrics import Metrics
 from realm.evaluation import card, going_on, levels, memory, wording
 from realm.evaluation.card import FLOOR, GROUPS, HUMANS, SIMULATORS, Row
+from realm.evaluation.embedding_distance import density_coverage, embedding_distance
 from realm.evaluation.going_on import Talk
 from realm.evaluation.measure import Measure
 from realm.evaluation.two_sample import TwoSample, difference, holm, human_floor, two_sample
@@ -125,6 +126,33 @@ def told_table(told: Told) -> pd.DataFrame:
     floor = {"against humans": f"humans (mean over halvings, sd {told.floor_sd:.3f})", "AUC": told.floor.value}
     limits = {"ci_low": told.floor.ci_low, "ci_high": told.floor.ci_high, "n": told.floor.n}
     return pd.DataFrame([*lines, {**floor, **limits}]).fillna("")
+
+
+def nearness(vectors: Mapping[str, Sequence[np.ndarray]], size: int, seed: int) -> list[Row]:
+    """How far the embeddings of ``size`` openings lie from those of as many humans': energy distance, density (1 where
+    the distributions are the same) and coverage. ``vectors``: an array (1, d) an opening."""
+    stacked = {who: np.vstack(v) for who, v in vectors.items() if len(v) >= size}
+    humans = stacked.pop(HUMANS)
+    floor = lambda of: levels.mean_of_halvings(lambda a, b: of(humans[a], humans[b]), len(humans), size, seed)  # noqa: E731
+    both = {who: density_coverage(humans[:size], v[:size]) for who, v in stacked.items()}
+    apart = {who: embedding_distance(humans[:size], v[:size]) for who, v in stacked.items()}
+    density, coverage = ({who: pair[i] for who, pair in both.items()} for i in (0, 1))
+    rows = (
+        (
+            "embedding_distance",
+            "distance of embeddings",
+            "energy distance",
+            apart,
+            lambda a, b: embedding_distance(a, b),
+        ),
+        ("density", "lie where humans' do (density)", "1: alike", density, lambda a, b: density_coverage(a, b)[0]),
+        ("coverage", "humans that some lie near (coverage)", "share", coverage, lambda a, b: density_coverage(a, b)[1]),
+    )
+    return [
+        Row(ASKED, key, words, unit, gaps, gaps, floor(lambda a, b, of=of: of(a, b).value))
+        for key, words, unit, gaps, of in rows
+        if gaps
+    ]
 
 
 def diversity(texts: Mapping[str, Sequence[str]], vectors: Mapping[str, Sequence[np.ndarray]], seed: int) -> list[Row]:
