@@ -69,7 +69,9 @@ def test_corpora_are_equal_in_conversations_or_within_one_row_in_supervised_toke
 def test_realchats_student_is_realm_where_its_rows_are_and_students_of_the_same_rows_are_one(
     tmp_path, model, monkeypatch
 ):
-    paths = corpora_of(tmp_path, realchat=talks("r", 6, SKY), roleplay=talks("p", 6, SKY), humans=talks("h", 6, SKY))
+    others = SKY.replace("short", "warm"), SKY.replace("light", "warmth")
+    answers = dict(zip(("realchat", "roleplay", "humans"), (SKY, *others), strict=True))
+    paths = corpora_of(tmp_path, **{name: talks(name, 6, answer) for name, answer in answers.items()})
     job = job_of(tmp_path, model, paths.pop("realchat"))
     found = students(BLOCK, job, paths)
     realm = rows_sha256(job.rows(job.encoder()))

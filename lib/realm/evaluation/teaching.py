@@ -20,6 +20,7 @@ from realm.core.fine_tunes import Teaching
 from realm.dialogue.encoder import Encoded, Encoder
 from realm.dialogue.segments import from_their_opening
 from realm.simulation.plan import OF
+from realm.training.base import TrainingError
 from realm.training.controls import trained_by
 from realm.training.launch import Job
 from realm.training.likelihood import likelihood
@@ -60,10 +61,8 @@ def students(block: Teaching, job: Job, corpora: Mapping[str, Path]) -> list[Stu
     """
     encoder = job.encoder()
     jobs = {REALCHAT: job, **{name: replace(job, train=path) for name, path in corpora.items()}}
-    whole = {name: one.selection(encoder) for name, one in jobs.items()}
+    whole = {name: _whole(name, one, encoder) for name, one in jobs.items()}
     sizes = {name: _conversations(found) for name, found in whole.items()}
-    if empty := [name for name, size in sizes.items() if not size]:
-        raise TooFewError(f"teaching.corpora: {empty[0]} has 0 conversations with an answer to learn from")
     count, tokens = min(sizes.values()), min(found.supervised for found in whole.values())
     made = [Student(BASE)]
     for name, one in jobs.items():
@@ -76,6 +75,13 @@ def students(block: Teaching, job: Job, corpora: Mapping[str, Path]) -> list[Stu
             limited = replace(one, supervised_tokens=_limit(tokens, whole[name].supervised))
             made.append(_student(name, EQUAL_TOKENS, limited, job, encoder))
     return made
+
+
+def _whole(name: str, job: Job, encoder: Encoder) -> Selection:
+    try:
+        return job.selection(encoder)
+    except TrainingError as error:
+        raise TooFewError(f"teaching.corpora: {name} has 0 conversations with an answer to learn from") from error
 
 
 def _limit(most: int, there: int) -> int | None:
