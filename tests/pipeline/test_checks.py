@@ -82,7 +82,7 @@ def checks_line(out):
 @pytest.mark.parametrize("count", [1, 2, 20, 300])
 def test_too_few_seeds_are_told_with_step_count_and_key(place, capsys, count):
     path = place(count, simulation__seeded=5_000)
-    there = counts_of(load_profile(path), Path("nowhere"), finished=False).seeds
+    there = counts_of(load_profile(path), Path("nowhere"), finished=False).starts["split"][0]
     code, out, err = dry_run(path, capsys)
     assert code == 1
     line = f"03_simulation: simulation.seeded: needs 5,000 seeds, sessions with a first round; {there:,} are there"
@@ -92,7 +92,7 @@ def test_too_few_seeds_are_told_with_step_count_and_key(place, capsys, count):
 
 
 def test_as_many_seeds_as_there_are_will_do_and_one_more_will_not(place, capsys):
-    there = counts_of(load_profile(place()), Path("nowhere"), finished=False).seeds
+    there = counts_of(load_profile(place()), Path("nowhere"), finished=False).starts["split"][0]
     assert there > 5
     assert dry_run(place(simulation__seeded=there), capsys)[0] == 0
     code, _, err = dry_run(place(simulation__seeded=there + 1), capsys)
@@ -149,7 +149,7 @@ def test_the_run_folder_counts_where_notebook_01_ran(place, monkeypatch, tmp_pat
     for side, members in sides.items():
         write_conversations(tmp_path / "01_data" / f"{side}.jsonl", members)
     after = counts_of(profile, tmp_path, finished=True)
-    assert after.seeds == len({c.session for c in sides.seeds}) == before.seeds
+    assert after.starts["split"][0] == len({c.session for c in sides.seeds}) == before.starts["split"][0]
     assert after.test_openings == before.test_openings > 20
     assert (after.margin, after.basis) == (0, "as notebook 01 left them")
 
@@ -161,13 +161,15 @@ def test_large_data_are_estimated_from_a_sample(place, monkeypatch, capsys):
     monkeypatch.setattr(counts, "EXACT_BELOW", 300)
     guess = counts_of(load_profile(path), Path("nowhere"), finished=False)
     assert exact.margin == 0 < guess.margin and "estimated from 300 of 900 sessions" in guess.basis
+    seeds = guess.starts["split"][0]
+    pairs = [(mine, true) for s in exact.starts for mine, true in zip(guess.starts[s], exact.starts[s], strict=True)]
     # What falls on a side is a draw: three standard deviations of it.
-    for mine, true in ((guess.seeds, exact.seeds), (guess.test_openings, exact.test_openings)):
+    for mine, true in (*pairs, (guess.test_openings, exact.test_openings)):
         assert abs(mine - true) < 3 * math.sqrt(true)
-    close = place(900, simulation__seeded=round(guess.seeds * 0.95))
+    close = place(900, simulation__seeded=round(seeds * 0.95))
     code, out, _ = dry_run(close, capsys, "--stage", "3")
-    assert code == 0 and f"note: 03_simulation: simulation.seeded: needs {round(guess.seeds * 0.95)}" in out
-    assert dry_run(place(900, simulation__seeded=guess.seeds + 1), capsys, "--stage", "3")[0] == 1
+    assert code == 0 and f"note: 03_simulation: simulation.seeded: needs {round(seeds * 0.95)}" in out
+    assert dry_run(place(900, simulation__seeded=seeds + 1), capsys, "--stage", "3")[0] == 1
 
 
 def test_of_the_papers_own_data_the_published_count_is_the_guess(capsys, tmp_path, monkeypatch):

@@ -37,7 +37,8 @@ from realm.simulation.endings import SimulationError
 from realm.simulation.run import simulate
 
 FREE, SEEDED, ROUNDS = 2, 1, 2
-SIMULATED = FREE * 2 * ROUNDS + SEEDED * 2 * (ROUNDS - 1)  # requests of a whole run of stage 03
+SIMULATED = FREE * 2 * ROUNDS + SEEDED * 2 * (ROUNDS - 1)  # requests of RealChat
+BESIDE = 2 * ROUNDS  # of the corpus beside it, one free conversation
 QUESTIONS = [Question(i, c, (f"First {i}?", f"Second {i}?")) for i, c in enumerate(mt_bench.CATEGORIES[:2], 1)]
 ANSWERED = 4 * len(QUESTIONS)  # of stage 05: two answerers, two turns
 HALF = 3  # answers of one stub after which a half-finished run is stopped
@@ -67,6 +68,12 @@ def small():
         tokenizer = byte_level_tokenizer()
         patch.setattr(encoder, "load_tokenizer", lambda name: tokenizer)
         yield patch
+
+
+def beside(user):
+    """A corpus of another asker, who is told apart from RealChat's by more than the way of asking."""
+    own = {"seed_source": None, "free": 1, "seeded": 0, "max_rounds": None}
+    return {"plain": {"simulator": "roleplay", "user": {**copy.deepcopy(user), "temperature": 0.3}, **own}}
 
 
 class Place:
@@ -101,7 +108,8 @@ class Place:
         values = load_profile("smoke").model_dump(mode="json")
         user, responder = (s.endpoint(context_length=4096).model_dump(mode="json") for s in self.servers[:2])
         values["simulation"] |= {"user": user, "responder": responder, "free": FREE, "seeded": SEEDED}
-        values["simulation"] |= {"max_rounds": ROUNDS}
+        values["simulation"] |= {"max_rounds": ROUNDS, "beside": beside(user)}
+        values.pop("teaching", None)
         values["mt_bench"] |= {"base": copy.deepcopy(user), "realm": copy.deepcopy(responder)}
         return values
 
@@ -110,7 +118,11 @@ class Place:
         path = self.folder / "mine.yaml"
         path.write_text(yaml.safe_dump(values))
         opened = open_run(number, str(path), str(self.run))
-        asyncio.run(simulate(opened.profile, opened.seed, opened.folder) if number == "03" else self.answers(opened))
+        if number == "03":
+            for corpus in (None, *opened.profile.corpora()):
+                asyncio.run(simulate(opened.profile, opened.seed, opened.folder, corpus=corpus))
+        else:
+            asyncio.run(self.answers(opened))
         opened.metrics.add("count", 1)
         opened.finish([])
 
@@ -147,7 +159,8 @@ class Place:
             if path.suffix == ".sqlite":
                 with contextlib.closing(sqlite3.connect(path)) as journal:
                     for table in ("turns", "requests", "rejected"):
-                        found |= {(table, *row) for row in journal.execute(f"SELECT * FROM {table}")}
+                        rows = journal.execute(f"SELECT * FROM {table}")
+                        found |= {(table, path.parent.name, *row) for row in rows}
             elif path.suffix == ".kept":
                 found |= set(path.read_bytes().splitlines())
             elif path.is_file() and path.name not in RECORDS and not path.name.startswith("journal-"):
@@ -193,7 +206,7 @@ def copy_of(begun, servers_, small, tmp_path):
     return make
 
 
-WHOLE = {"03": SIMULATED, "05": ANSWERED}
+WHOLE = {"03": SIMULATED + BESIDE, "05": ANSWERED}
 
 
 def test_the_states_are_what_they_are_called(begun):
@@ -216,6 +229,8 @@ def all_keys():
     values = load_profile("smoke").model_dump(mode="json")
     endpoint = {**values["simulation"]["responder"]}
     values["mt_bench"]["judge"] = endpoint
+    values["simulation"]["beside"] = beside(values["simulation"]["user"])
+    values.pop("teaching", None)  # of a stage that asks nobody
     values["simulation"]["budget"]["user_price"] = {"prompt": 1.0, "completion": 1.0}
     values["simulation"]["budget"]["responder_price"] = {"prompt": 1.0, "completion": 1.0}
     # A program's place goes with a server of ours, and these are services: that it says nothing is tested by itself.
@@ -238,6 +253,10 @@ OTHER = {
     "usergpt_sft.eval_steps": 2,
     "realm_sft.eval_steps": 2,
     "simulation.simulator": "roleplay",
+    "simulation.beside.plain.simulator": "usergpt",
+    "simulation.beside.plain.seed_source": "test",
+    "simulation.beside.plain.max_rounds": ROUNDS + 1,
+    "simulation.responder_prompt": "Answer in one line.",
     "simulation.cut_turns": "continue",
     "mt_bench.questions": 16,
     "simulation.budget.requests": 10_000,
@@ -323,9 +342,16 @@ def could_differ(number, key):
     if key == "seed":
         return WHOLE[number]
     if number == "03":
-        if key in ("dialogue.template", "usergpt_sft.learn_ending", "simulation.simulator", "simulation.cut_turns"):
+        if key in ("dialogue.template", "simulation.cut_turns", "simulation.responder_prompt"):
+            return WHOLE[number]
+        if key in ("usergpt_sft.learn_ending", "simulation.simulator"):
             return SIMULATED
-        if block == "simulation" and (side == "guardrails" or (side in ("user", "responder") and name in WORDS)):
+        if key.startswith("simulation.beside.plain."):
+            of_asker = key.removeprefix("simulation.beside.plain.")
+            return BESIDE if of_asker == "simulator" or of_asker.removeprefix("user.") in WORDS else 0
+        if block == "simulation" and (side == "guardrails" or (side == "responder" and name in WORDS)):
+            return WHOLE[number]
+        if block == "simulation" and side == "user" and name in WORDS:
             return SIMULATED
         return SEEDED * 2 * (ROUNDS - 1) if key == "simulation.seed_source" else 0
     # MT-Bench has its own temperatures, by category.
@@ -337,7 +363,10 @@ def could_differ(number, key):
 NEW = {
     "simulation.free": 2 * ROUNDS,
     "simulation.seeded": 2 * (ROUNDS - 1),
-    "simulation.max_rounds": 2 * (FREE + SEEDED),
+    "simulation.max_rounds": 2 * (FREE + SEEDED + 1),
+    "simulation.beside.plain.free": 2 * ROUNDS,
+    "simulation.beside.plain.seeded": 2 * (ROUNDS - 1),
+    "simulation.beside.plain.max_rounds": 2,
 }
 
 

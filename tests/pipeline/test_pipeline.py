@@ -122,7 +122,7 @@ def test_the_same_things_give_the_same_fingerprint(profile, tmp_path):
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
-        ("01_data/train.jsonl", {"02"}),
+        ("01_data/train.jsonl", {"02", "03"}),
         ("01_data/test.jsonl", {"02", "03", "04", "06"}),
         ("01_data/seeds.jsonl", {"03"}),
         ("02_usergpt_sft/merged/model.safetensors", {"03", "06"}),
@@ -258,7 +258,8 @@ def finish(stage, profile, folder, seed=1):
     out = folder / stage.folder
     out.mkdir(parents=True)
     for name in (*stage.writes, "metrics.json", "manifest.json"):
-        (out / name).write_text("[]")
+        if "*" not in name:
+            (out / name).write_text("[]")
     marks.finish(stage, made_of(stage, profile, seed, folder), folder, 1.5)
 
 
@@ -362,7 +363,8 @@ def fake_kernel(monkeypatch, tiny):
         if state["fail"]:
             raise StageFailed("stopped in the middle")
         for name in (*stage.writes, "metrics.json"):
-            (out / name).write_text("[]")
+            if "*" not in name:
+                (out / name).write_text("[]")
         write_json(out / "manifest.json", {"commit": "", "seed": 1, "device": "CPU"})
 
     monkeypatch.setattr(runner, "_execute", execute)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,11 @@ def read_json(path: str | Path) -> Any:
         raise ArtefactError(f"{path}: missing; run the stage that writes it first") from error
     except ValueError as error:
         raise ArtefactError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from error
+
+
+def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
+    """Names within ``folder`` of what is there and has one of these names, or fits one of these patterns."""
+    return [p.relative_to(folder).as_posix() for pattern in patterns for p in sorted(folder.glob(pattern))]
 
 
 def file_sha256(path: str | Path) -> str:

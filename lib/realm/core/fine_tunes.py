@@ -109,7 +109,7 @@ class Teaching(Block):
             raise ValueError("teaching.corpora: a name stands twice")
         if self.held_out in self.corpora or sources[self.held_out] != HELD_OUT_SIDE:
             raise ValueError(
-                f"teaching.held_out: {self.held_out!r} must be a corpus with seed_source {HELD_OUT_SIDE}, not trained on"
+                f"teaching.held_out: {self.held_out!r} must have seed_source {HELD_OUT_SIDE} and not be trained on"
             )
         for name, source in {"realchat": realchat, **{c: sources[c] for c in self.corpora}}.items():
             if source == HELD_OUT_SIDE:

@@ -12,13 +12,14 @@ import torch
 
 from realm.conversations.readers import read_conversations
 from realm.core.fine_tunes import SFT
-from realm.core.profile import Endpoint, Profile
+from realm.core.profile import Endpoint, Profile, Simulation
 from realm.models import assets, estimate
 from realm.models.architecture import UnknownArchitecture, positions
 from realm.pipeline.counts import Counts, at_hand, usable
 from realm.pipeline.stages import Stage
 from realm.serving.faults import EndpointError
 from realm.serving.local import program_of
+from realm.simulation.plan import SIDES
 
 STOPS, HERE, NOTE = "would stop the run", "on this machine", "note"
 FOLDERS = ("stage:", "base:")
@@ -48,7 +49,8 @@ def findings(
     """What of ``stages`` could not run, or not here. ``count`` is asked only if a stage needs numbers of sessions;
     ``gpus`` null checks the memory of this machine. Raises ConversationFileError for a file that cannot be read."""
     by_block = {block: s.notebook for s in stages for block in s.blocks}
-    checks = [(_files, "data_inspection"), (_seeds, "simulation"), (_sessions, "simulator_realism")]
+    checks = [(_files, "data_inspection"), (_seeds, "simulation"), (_prompt, "simulation")]
+    checks += [(_sessions, "simulator_realism"), (_taught, "teaching")]
     needed = lru_cache(count)
     found = [f for check, block in checks if block in by_block for f in check(profile, by_block[block], needed)]
     for block in TRAINED.values():
@@ -59,6 +61,7 @@ def findings(
             found += _endpoint(profile, by_block[block], key, endpoint)
     if "simulation" in by_block:
         found += _shared_card(profile, by_block["simulation"])
+        found += _two_servers(profile, by_block["simulation"])
     if "mt_bench" in by_block:
         found += _judged(profile, by_block["mt_bench"])
     return _together(found)
@@ -89,25 +92,47 @@ def _missing(stage: str, key: str, name: str) -> Iterator[Finding]:
 
 
 def _seeds(profile: Profile, stage: str, count: Callable[[], Counts | None]) -> Iterator[Finding]:
-    config = profile.simulation
-    if config.seeded == 0:
-        return
+    for key, config in _simulations(profile).items():
+        if config.seeded:
+            yield from _seeds_of(profile, stage, key, config, count)
+
+
+def _simulations(profile: Profile) -> dict[str, Simulation]:
+    """Key of the profile -> RealChat's, and those of the corpora beside it."""
+    beside = {f"simulation.beside.{name}": config for name, config in profile.corpora().items()}
+    return {"simulation": profile.simulation} | beside
+
+
+def _seeds_of(
+    profile: Profile, stage: str, key: str, config: Simulation, count: Callable[[], Counts | None]
+) -> Iterator[Finding]:
     replayed = config.simulator == "replay"
     what = "sessions to replay" if replayed else "seeds, sessions with a first round"
-    if config.seed_source != "split":
-        yield from _missing(stage, "simulation.seed_source", config.seed_source)
+    if config.seed_source not in SIDES:
+        yield from _missing(stage, f"{key}.seed_source", config.seed_source)
         if at_hand(config.seed_source):
             there = usable(read_conversations(assets.data(config.seed_source)), replayed)
-            yield from _too_few(stage, "simulation.seeded", config.seeded, there, what, config.seed_source, 0)
+            yield from _too_few(stage, f"{key}.seeded", config.seeded, there, what, config.seed_source, 0)
         return
     if (counts := count()) is None:
-        yield _unknown(profile, stage, "simulation.seeded")
+        yield _unknown(profile, stage, f"{key}.seeded")
     else:
-        there = counts.scripts if replayed else counts.seeds
-        ways = "; lower it, raise data_inspection.seeds_share, or name a file of seeds in simulation.seed_source"
+        there = counts.starts[config.seed_source][replayed]
+        share = {"split": "raise data_inspection.seeds_share", "test": "raise data_inspection.test_share"}
+        more = share.get(config.seed_source, "give more in data_inspection.source")
+        ways = f"; lower it, {more}, or name a file of seeds in {key}.seed_source"
         yield from _too_few(
-            stage, "simulation.seeded", config.seeded, there, what, counts.basis, counts.margin, otherwise=ways
+            stage, f"{key}.seeded", config.seeded, there, what, counts.basis, counts.margin, otherwise=ways
         )
+
+
+def _prompt(profile: Profile, stage: str, count: Callable) -> Iterator[Finding]:
+    """A word is a token at least, so what has no room by this has none."""
+    config = profile.simulation
+    words, room = len((config.responder_prompt or "").split()), config.responder.context_length
+    if words >= room - config.responder.max_new_tokens:
+        text = f"{words:,} words leave no room for a question and an answer in responder.context_length {room:,}"
+        yield Finding(STOPS, stage, "simulation.responder_prompt", text)
 
 
 def _sessions(profile: Profile, stage: str, count: Callable[[], Counts | None]) -> Iterator[Finding]:
@@ -125,6 +150,18 @@ def _sessions(profile: Profile, stage: str, count: Callable[[], Counts | None]) 
             counts.margin,
             otherwise="; lower it or raise data_inspection.test_share",
         )
+
+
+def _taught(profile: Profile, stage: str, count: Callable) -> Iterator[Finding]:
+    """What students learn from is of one size, or the number of conversations is no longer what they differ in."""
+    if profile.teaching is None:
+        return
+    sizes = {key: config.free + config.seeded for key, config in _simulations(profile).items()}
+    for name in profile.teaching.corpora:
+        key = f"simulation.beside.{name}"
+        if sizes[key] < sizes["simulation"]:
+            text = f"{sizes[key]:,} conversations, and RealChat has {sizes['simulation']:,}: so many of each are used"
+            yield Finding(NOTE, stage, f"{key}.seeded", text)
 
 
 def _unknown(profile: Profile, stage: str, key: str) -> Finding:
@@ -239,9 +276,26 @@ def _machine_gib() -> float:
 
 
 def _shared_card(profile: Profile, stage: str) -> Iterator[Finding]:
-    config = profile.simulation
-    at_once = [e for e in (config.user, config.responder) if e and e.engine == "vllm"]
-    asked = sum(e.gpu_memory_share for e in at_once)
-    if asked > 1:
-        text = f"user and responder run at once on one GPU and take {asked:.2f} of it; let both come to 0.9 or less"
-        yield Finding(STOPS, stage, "simulation.user.gpu_memory_share", text)
+    for key, config in _simulations(profile).items():
+        at_once = [e for e in (config.user, config.responder) if e and e.engine == "vllm"]
+        asked = sum(e.gpu_memory_share for e in at_once)
+        if asked > 1:
+            text = f"user and responder run at once on one GPU and take {asked:.2f} of it; let both come to 0.9 or less"
+            yield Finding(STOPS, stage, f"{key}.user.gpu_memory_share", text)
+
+
+def _file_bytes(model: str) -> int:
+    """Of a model in one file, as far as that is known without fetching it."""
+    if model in assets.ASSETS:
+        return assets.ASSETS[model].size
+    return Path(model).stat().st_size if Path(model).is_file() else 0
+
+
+def _two_servers(profile: Profile, stage: str) -> Iterator[Finding]:
+    """The files of two models that llama.cpp serves at once must fit into this machine's memory."""
+    for key, config in _simulations(profile).items():
+        models = {e.model for e in (config.user, config.responder) if e and e.engine == "llama.cpp"}
+        need, has = sum(map(_file_bytes, models)) / estimate.GIB, _machine_gib()
+        if need > has:
+            text = f"{' and '.join(sorted(models))} are served at once, {need:.1f} GiB; this machine has {has:.1f}"
+            yield Finding(HERE, stage, f"{key}.responder.model", text)

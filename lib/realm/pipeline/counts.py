@@ -20,6 +20,7 @@ from realm.conversations.splits import one_per_session, split_sides
 from realm.core.profile import Profile
 from realm.core.seeds import unit_hash
 from realm.dialogue.encoder import Encoder, encoder_of
+from realm.dialogue.segments import from_their_opening
 from realm.evaluation.held_out import Seen, held_out
 from realm.evaluation.published import everything
 from realm.models import assets
@@ -34,12 +35,11 @@ PAPERS_DATA = "anon8231489123/ShareGPT_Vicuna_unfiltered"
 @dataclass(frozen=True)
 class Counts:
     """Sessions by what can be done with them: ``test_openings`` show their first turn and are not seen by training,
-    ``seeds`` have a first round to be seeded with, ``scripts`` human turns to replay. ``basis`` says in words where the
-    numbers come from, ``margin`` how far off they may be, as a share."""
+    ``starts``: of each seed source, how many have a first round to be seeded with, and how many human turns to replay.
+    ``basis`` says in words where the numbers come from, ``margin`` how far off they may be, as a share."""
 
     test_openings: int
-    seeds: int
-    scripts: int
+    starts: dict[str, tuple[int, int]]
     basis: str
     margin: float = 0.0
 
@@ -71,6 +71,10 @@ def usable(conversations: Iterable[Conversation], replayed: bool = False) -> int
     return sum(_starts(c, replayed) for c in conversations)
 
 
+def _usable(conversations: Sequence[Conversation]) -> tuple[int, int]:
+    return usable(conversations), usable(conversations, replayed=True)
+
+
 def _starts(conversation: Conversation, replayed: bool) -> bool:
     try:
         return bool(plan_replay(1, [conversation]) if replayed else plan(0, 1, [conversation]))
@@ -97,9 +101,14 @@ def _published(profile: Profile) -> Counts:
     """Of the authors' own data: what their funnel left of it, by their count."""
     last = everything()["cleaning_funnel"]["steps"][-1]["sessions"]
     share = profile.data_inspection
-    seeds, test = (round(part * last) for part in (share.seeds_share, share.test_share))
+    seeds, test, train = (round(part * last) for part in (share.seeds_share, share.test_share, _train_share(profile)))
     basis = f"from the {last:,} sessions that the authors published: this data set is not read before notebook 01"
-    return Counts(test, seeds, seeds, basis, 0.1)
+    sizes = {"split": seeds, "train": train, "test": test}
+    return Counts(test, {source: (size, size) for source, size in sizes.items()}, basis, 0.1)
+
+
+def _train_share(profile: Profile) -> float:
+    return 1 - sum(profile.data_inspection.shares.values())
 
 
 def _of_source(profile: Profile, encoder: Encoder) -> Counts:
@@ -131,8 +140,9 @@ def _of_sides(
     seen = Seen()
     seen.add(train, "01_data/train.jsonl")
     kept, _ = held_out(test, seen)
-    starts = one_per_session(seeds, profile.seed)
-    return Counts(_openings(kept), usable(starts), usable(starts, replayed=True), basis)
+    sources = {"split": one_per_session(seeds, profile.seed)}
+    sources |= {"train": from_their_opening(train), "test": from_their_opening(test)}
+    return Counts(_openings(kept), {name: _usable(some) for name, some in sources.items()}, basis)
 
 
 def _openings(conversations: Iterable[Conversation]) -> int:
@@ -141,11 +151,16 @@ def _openings(conversations: Iterable[Conversation]) -> int:
 
 def _scaled(profile: Profile, cleaned: Sequence[Conversation], factor: float, sessions: int) -> Counts:
     """From a sample: a session falls on a side by chance, so its share of the sample's numbers is what to expect."""
-    config, starts = profile.data_inspection, one_per_session(cleaned, profile.seed)
+    config = profile.data_inspection
+    seeds, opened = _usable(one_per_session(cleaned, profile.seed)), _usable(from_their_opening(cleaned))
+    shares = {"split": (seeds, config.seeds_share), "train": (opened, _train_share(profile))}
+    shares |= {"test": (opened, config.test_share)}
     return Counts(
         test_openings=round(_openings(cleaned) * factor * config.test_share),
-        seeds=round(usable(starts) * factor * config.seeds_share),
-        scripts=round(usable(starts, replayed=True) * factor * config.seeds_share),
+        starts={
+            source: (round(seeded * factor * share), round(replayed * factor * share))
+            for source, ((seeded, replayed), share) in shares.items()
+        },
         basis=f"estimated from {EXACT_BELOW:,} of {sessions:,} sessions of {config.source}; notebook 01 counts them",
         margin=0.1,
     )

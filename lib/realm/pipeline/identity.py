@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from realm.core.files import REPOSITORY, file_sha256, text_sha256
+from realm.core.files import REPOSITORY, file_sha256, matching, text_sha256
 from realm.core.profile import SFT, Endpoint, Profile
 from realm.models import assets
 from realm.models.weights import content_sha256, weights_of
@@ -40,19 +40,22 @@ class Made(Protocol):
 def made_of(stage: Made, profile: Profile, seed: int, folder: Path) -> dict[str, Any]:
     """Name -> value or hash, of all that shapes a stage: profile values, seed, code with templates and data files, the
     lock file, input files, and the weights that it reads. ``folder``: the run's. Raises UnknownImport."""
+    inputs = (*(r for r in stage.reads if "*" not in r), *matching(folder, (r for r in stage.reads if "*" in r)))
+    inputs += (*_own_files(stage, profile),)
     return {
         "seed": seed,
         **{f"profile {k}": v for k, v in flat(json.loads(json.dumps(stage.values(profile)))).items()},
         **{f"code {name}": found for name, found in code_behind(stage.path).items()},
         "requirements.lock": content_sha256(LOCK),
-        **{f"input {r}": content_sha256(folder / r) for r in (*stage.reads, *_own_files(stage, profile))},
+        **{f"input {r}": content_sha256(folder / r) for r in inputs},
         **{f"weights {name}": weights_of(name, folder) for name in _models(stage, profile)},
     }
 
 
 def _own_files(stage: Made, profile: Profile) -> Iterator[str]:
     """Files and folders of the user's that a profile names, as absolute paths."""
-    for name in (profile.data_inspection.source, profile.simulation.seed_source):
+    seeds = [config.seed_source for config in (profile.simulation, *profile.corpora().values())]
+    for name in dict.fromkeys([profile.data_inspection.source, *seeds]):
         if stage.number in ("01", "03") and name not in assets.ASSETS and Path(name).exists():
             yield str(Path(name).resolve())
 

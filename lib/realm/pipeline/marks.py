@@ -8,11 +8,12 @@ training; whatever else no longer fits is moved to ``set_aside/<time>-<stage>/``
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from realm.core.errors import note
-from realm.core.files import ArtefactError, read_json, write_json
+from realm.core.files import ArtefactError, matching, read_json, write_json
 from realm.core.set_aside import FOLDER, set_aside
 from realm.models.weights import content_sha256
 from realm.pipeline.identity import of_training
@@ -23,8 +24,8 @@ LEFT = ("metrics.json", "manifest.json")  # by every stage, besides what it writ
 
 
 class Marked(Protocol):
-    """What is asked of a stage. ``keeps``: patterns of what stays in a rerun; ``resumes``: of what stays if its
-    training is still the same."""
+    """What is asked of a stage. ``writes``: names of what must be there when it is done, or patterns of what may be;
+    ``keeps``: patterns of what stays in a rerun; ``resumes``: of what stays if its training is still the same."""
 
     folder: str
     writes: tuple[str, ...]
@@ -46,13 +47,14 @@ def changes(stage: Marked, made: dict[str, Any], folder: Path) -> list[str] | No
     done = _read(out / DONE)
     if done is None:
         return None
-    lost = [f"{name} is gone" for name in (*stage.writes, *LEFT) if not (out / name).exists()]
+    noted = done.get("written", {})
+    there = matching(out, stage.writes)
+    expected = dict.fromkeys([*(name for name in stage.writes if "*" not in name), *noted, *LEFT])
+    lost = [f"{name} is gone" for name in expected if not (out / name).exists()]
     if "made_of" not in done:
         return [*lost, "finished by an earlier version of this repository"]
-    noted = done.get("written", {})
-    there = [name for name in stage.writes if (out / name).exists()]
     touched = [f"{name} was changed" for name in there if content_sha256(out / name) != noted.get(name)]
-    return [*lost, *touched, *differences(done["made_of"], made)]
+    return [*lost, *touched, *differences(done["made_of"], made), *done.get("left", [])]
 
 
 def begin(stage: Marked, made: dict[str, Any], folder: Path, *, force: bool = False) -> None:
@@ -78,11 +80,12 @@ def begin(stage: Marked, made: dict[str, Any], folder: Path, *, force: bool = Fa
     write_json(out / BEGUN, {"made_of": made})
 
 
-def finish(stage: Marked, made: dict[str, Any], folder: Path, seconds: float) -> None:
-    """The stage is whole. ``made``: what it was made of when it was begun."""
+def finish(stage: Marked, made: dict[str, Any], folder: Path, seconds: float, left: Sequence[str] = ()) -> None:
+    """The stage is whole. ``made``: what it was made of when it was begun; ``left``: phrases of what the next run would
+    still do, for which it is not skipped."""
     out = folder / stage.folder
-    written = {name: content_sha256(out / name) for name in stage.writes}
-    write_json(out / DONE, {"seconds": seconds, "made_of": made, "written": written})
+    written = {name: content_sha256(out / name) for name in matching(out, stage.writes)}
+    write_json(out / DONE, {"seconds": seconds, "made_of": made, "written": written, "left": [*left]})
 
 
 def unfinish(stage: Marked, folder: Path) -> None:

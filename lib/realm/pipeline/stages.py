@@ -35,8 +35,8 @@ ASKED_BY = (
 @dataclass(frozen=True)
 class Stage:
     """One notebook. ``blocks`` of the profile shape it, whole (``dialogue``) or one value of them
-    (``usergpt_sft.learn_ending``); paths are relative to the run folder. ``keeps`` and ``resumes``: as ``marks`` has
-    them, patterns within the stage's own."""
+    (``usergpt_sft.learn_ending``); what it reads is named from the run folder on. What it ``writes``, ``keeps`` and
+    ``resumes``: as ``marks`` has them, patterns within the stage's own, as what it reads may be."""
 
     number: str
     notebook: str
@@ -84,18 +84,23 @@ STAGES = (
         "03_simulation",
         "03_simulation",
         ("dialogue", "simulation", *USER_TOKENS),
-        ("01_data/seeds.jsonl", "01_data/test.jsonl", "02_usergpt_sft/merged"),
-        ("realchat.jsonl",),
-        keeps=("journal-*",),
+        ("01_data/train.jsonl", "01_data/seeds.jsonl", "01_data/test.jsonl", "02_usergpt_sft/merged"),
+        ("realchat.jsonl", "beside/*/realchat.jsonl"),
+        keeps=("journal-*", "beside/*/journal-*"),
     ),
     Stage(
         "04",
         "04_realm_sft",
         "04_realm_sft",
-        ("dialogue", "realm_sft"),
-        ("01_data/valid.jsonl", "01_data/test.jsonl", "03_simulation/realchat.jsonl"),
+        ("dialogue", "realm_sft", "teaching"),
+        (
+            "01_data/valid.jsonl",
+            "01_data/test.jsonl",
+            "03_simulation/realchat.jsonl",
+            "03_simulation/beside/*/realchat.jsonl",
+        ),
         ("merged", "base_model.txt"),
-        resumes=("checkpoints/*",),
+        resumes=("checkpoints/*", "student_*/*"),
     ),
     Stage(
         "05",
@@ -149,11 +154,12 @@ class Run:
             raise ArtefactError(f"{path}: missing; run notebooks/{writer.notebook}.ipynb first")
         return path
 
-    def finish(self, asset_names: list[str], trained_on: Sequence[str] = ()) -> Path:
+    def finish(self, asset_names: list[str], trained_on: Sequence[str] = (), left: Sequence[str] = ()) -> Path:
         """Write the manifest, the metrics and, last, the mark that the stage is done; returns the metrics' path.
 
         Its assets are those named and the GGUF files that the stage's endpoints serve, each with its SHA-256.
         ``trained_on``: artefacts of the run, as ``path`` takes them, that nothing evaluated later may come from.
+        ``left``: phrases of what the next run would still do, though nothing changed.
         """
         values = self.stage.values(self.profile)
         served = [e.model for part in self.stage.parts(self.profile).values() for e in _endpoints(part)]
@@ -164,7 +170,7 @@ class Run:
             {**written, TRAINED_ON: {name: file_sha256(self.path(name)) for name in trained_on}},
         )
         path = self.metrics.save(self.out)
-        marks.finish(self.stage, self.made, self.folder, round(time.monotonic() - self.since, 1))
+        marks.finish(self.stage, self.made, self.folder, round(time.monotonic() - self.since, 1), left)
         return path
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from realm.conversations.conversation import CUT_TURNS, ENDS_SESSION, SESSION, Conversation, Message
+from realm.conversations.conversation import SESSION, Conversation, Message
 from realm.conversations.readers import load_conversations, read_conversations
 from realm.conversations.splits import one_per_session
 from realm.core.files import text_sha256
@@ -78,9 +78,9 @@ def plan_replay(count: int, sources: Sequence[Conversation]) -> list[Start]:
 
 
 def _known_of(replayed: Conversation) -> dict[str, Any]:
-    of_its_turns = (CUT_TURNS, ENDS_SESSION)
-    known = {key: value for key, value in replayed.meta.items() if key not in of_its_turns}
-    return known | {OF: replayed.id, SESSION: replayed.session}
+    """Names of session and cluster among them; what is no text tells of its turns."""
+    named = {key: value for key, value in replayed.meta.items() if isinstance(value, str)}
+    return named | {OF: replayed.id, SESSION: replayed.session}
 
 
 def _system_turn(conversation: Conversation) -> tuple[Message, ...]:

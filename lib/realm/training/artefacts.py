@@ -50,11 +50,12 @@ def save_servable(
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what launched processes left, which is in adapter and merged model by now, its controls' too.
+    """Remove what launched processes left, which is in adapter and merged model by now, its controls' and students'
+    too.
 
     Checkpoints stay: the same training goes on from its last one, and repeats nothing.
     """
-    for place in (Path(folder), *Path(folder).glob("control_*")):
+    for place in (Path(folder), *Path(folder).glob("control_*"), *Path(folder).glob("student_*")):
         shutil.rmtree(place / TRAINED, ignore_errors=True)
 
 

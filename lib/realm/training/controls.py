@@ -1,4 +1,4 @@
-"""Controls: the same model, data, budget and seed, trained on something else."""
+"""Controls and students: the same model, settings and seed, trained on something else."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ def train_control(kind: str, job: Job) -> PreTrainedModel:
     authors cut them, without what came before, and as they come. Otherwise as ``job`` trains UserGPT, by the same way:
     same data, same budget of tokens, same seed, as many processes. Resumes from its folder's control_KIND.
     Raises TrainingError."""
-    control = replace(job, folder=job.folder / f"control_{kind}", valid=None, control=kind)
-    encoder = control.encoder()
-    rows = control.rows(encoder)
-    model = add_adapter(load_base(control.config), control.config, control.seed)
-    launch_or_train(model, encoder, rows, control)
+    return trained_by(replace(job, folder=job.folder / f"control_{kind}", valid=None, control=kind))
+
+
+def trained_by(job: Job) -> PreTrainedModel:
+    """The base model of a job trained as it says, in its folder, from where it goes on. Raises TrainingError."""
+    encoder = job.encoder()
+    rows = job.rows(encoder)
+    model = add_adapter(load_base(job.config), job.config, job.seed)
+    launch_or_train(model, encoder, rows, job)
     return model

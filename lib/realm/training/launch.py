@@ -32,7 +32,7 @@ from realm.dialogue.segments import split_long, without_context
 from realm.training.artefacts import TRAINED
 from realm.training.base import TrainingError, add_adapter, load_base
 from realm.training.children import run_child
-from realm.training.rows import rows_sha256, select_rows
+from realm.training.rows import Selection, drawn, rows_sha256, select_rows
 from realm.training.trainer import SupervisedTrainer, run_trainer, train
 
 OTHER_SIDES = ("assistant", "both")
@@ -46,7 +46,8 @@ class Job:
 
     ``profile``: a name or path; ``block``: usergpt_sft or realm_sft; ``train``, ``valid``: conversation files, the
     second read only if the block has ``eval_steps`` and no ``own_split``; ``folder``: where log and checkpoints go;
-    ``control``: train a control instead, of this kind (``controls``).
+    ``control``: train a control instead, of this kind (``controls``). Of the conversations so many are drawn
+    (``conversations``), or until the loss has so many tokens (``supervised_tokens``); null is without limit.
     """
 
     profile: str
@@ -56,6 +57,8 @@ class Job:
     folder: Path
     seed: int
     control: str | None = None
+    conversations: int | None = None
+    supervised_tokens: int | None = None
 
     @property
     def config(self) -> SFT:
@@ -69,15 +72,20 @@ class Job:
         return replace(encoder, supervise=self.control) if self.control in OTHER_SIDES else encoder
 
     def rows(self, encoder: Encoder) -> list[Encoded]:
+        return self.selection(encoder).rows
+
+    def selection(self, encoder: Encoder) -> Selection:
         """What to train on. Simulated conversations come whole and are split here, ShareGPT's were by notebook 01."""
         conversations, _ = apart(load_conversations(self.train), self.config.own_split)
+        conversations = drawn(conversations, self.conversations, self.seed)
         if self.block == "realm_sft":
             conversations = [s for parts in split_long(conversations, encoder) for s in parts]
         share = self.config.opening_share if isinstance(self.config, UserSFT) else None
         if self.control == "plain_segments":
             plain = map(without_context, conversations)
             conversations, share = [c for c in plain if c.messages], None
-        return select_rows(conversations, encoder, self.config.max_train_tokens, self.seed, share).rows
+        limits = {"max_tokens": self.config.max_train_tokens, "max_supervised": self.supervised_tokens}
+        return select_rows(conversations, encoder, seed=self.seed, opening_share=share, **limits)
 
     def held_out(self, encoder: Encoder) -> list[Encoded]:
         """``valid_conversations`` rows, the same each time, whose loss says which step was the best."""
@@ -96,6 +104,7 @@ class Job:
         """The command line's words for it."""
         values = {"profile": self.profile, "block": self.block, "train": self.train, "out": self.folder}
         values |= {"seed": self.seed, "valid": self.valid, "control": self.control}
+        values |= {"conversations": self.conversations, "supervised-tokens": self.supervised_tokens}
         values = {name: value for name, value in values.items() if value is not None}
         return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
@@ -182,6 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for log, checkpoints and result")
     parser.add_argument("--seed", type=int, help="default: the profile's")
     parser.add_argument("--control", choices=CONTROLS, help="train this control of notebook 02 instead")
+    parser.add_argument("--conversations", type=int, help="train on so many of them, drawn by the seed")
+    parser.add_argument("--supervised-tokens", type=int, help="train on rows until the loss has so many tokens")
     parser.add_argument("--rows", help="refuse to train on rows of another hash than this (notebooks give it)")
     given = parser.parse_args(arguments)
 
@@ -189,7 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
         _require_launcher()
         state = PartialState(cpu=not torch.cuda.is_available())  # before the model: it chooses each process's device
         seed = load_profile(given.profile).seed if given.seed is None else given.seed
-        job = Job(given.profile, given.block, given.train, given.valid, given.out, seed, given.control)
+        of_corpus = (given.conversations, given.supervised_tokens)
+        job = Job(given.profile, given.block, given.train, given.valid, given.out, seed, given.control, *of_corpus)
         _train_job(job, given.rows)
         state.destroy_process_group()
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Conversation
+from realm.core.seeds import unit_hash
 from realm.dialogue.encoder import IGNORED, Encoded, Encoder
 from realm.training.base import TrainingError
 
@@ -35,15 +36,17 @@ def select_rows(
     max_tokens: int | None,
     seed: int,
     opening_share: float | None = None,
+    max_supervised: int | None = None,
 ) -> Selection:
-    """Encode conversations in a seeded order until ``max_tokens`` tokens (tails cut) are reached.
+    """Encode conversations in a seeded order until ``max_tokens`` tokens (tails cut), or ``max_supervised`` tokens that
+    carry the loss, are reached: the last row is the one that reaches them.
 
     ``opening_share``: of these tokens, how much goes to conversations that open their session, as far as there are
     enough of them, and the rest to the others; None takes all as they come. Raises TrainingError if nothing is
     supervised in any of them.
     """
     if opening_share is None:
-        parts = [_selected(conversations, encoder, max_tokens, seed)]
+        parts = [_selected(conversations, encoder, max_tokens, seed, max_supervised)]
     else:
         opens = [c for c in conversations if c.opens_session]
         inside = [c for c in conversations if not c.opens_session]
@@ -65,14 +68,32 @@ def select_rows(
     return chosen
 
 
-def _selected(conversations: Sequence[Conversation], encoder: Encoder, max_tokens: int | None, seed: int) -> Selection:
+def drawn(conversations: Sequence[Conversation], count: int | None, seed: int) -> list[Conversation]:
+    """``count`` of those that hold an answer, in the order given; None for all. Fewer are always among more."""
+    if count is None:
+        return list(conversations)
+    by_hash = sorted((c for c in conversations if c.rounds), key=lambda c: unit_hash(f"drawn:{seed}:{c.id}"))
+    chosen = {c.id for c in by_hash[:count]}
+    return [c for c in conversations if c.id in chosen]
+
+
+def _selected(
+    conversations: Sequence[Conversation],
+    encoder: Encoder,
+    max_tokens: int | None,
+    seed: int,
+    max_supervised: int | None = None,
+) -> Selection:
     order = np.random.default_rng(seed).permutation(len(conversations))
     rows: list[Encoded] = []
-    tokens = empty = seen = 0
+    tokens = supervised = empty = seen = 0
+    full = lambda: any(  # noqa: E731
+        most is not None and used >= most for used, most in ((tokens, max_tokens), (supervised, max_supervised))
+    )
     with progress_bar(total=max_tokens, desc="rows to train on", unit="tok", unit_scale=True) as bar:
         for first in range(0, len(order), 64):
             for row in encoder.encode_all([conversations[i] for i in order[first : first + 64]]):
-                if max_tokens is not None and tokens >= max_tokens:
+                if full():
                     break
                 seen += 1
                 if row.supervised == 0:
@@ -80,10 +101,11 @@ def _selected(conversations: Sequence[Conversation], encoder: Encoder, max_token
                     continue
                 rows.append(row.without_tail())
                 tokens += len(rows[-1].input_ids)
+                supervised += row.supervised
                 bar.update(len(rows[-1].input_ids))
-            if max_tokens is not None and tokens >= max_tokens:
+            if full():
                 break
-    return Selection(rows, tokens, sum(r.supervised for r in rows), empty, len(conversations) - seen)
+    return Selection(rows, tokens, supervised, empty, len(conversations) - seen)
 
 
 def rows_sha256(rows: Sequence[Encoded]) -> str:
