@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 
@@ -58,10 +57,12 @@ def test_duplicating_turns_within_conversations_changes_no_interval():
     """A turn said twice counts no more than once, and n stays the number of conversations."""
     from realm.evaluation import groups
 
-    talks = {who: [[f"{w} what", f"Please {w}."] for w in "abcdefghijklmnopqrstuvwxyz"] for who in ("usergpt", "humans")}
+    same = [[f"{w} what", f"Please {w}."] for w in "abcdefghijklmnopqrstuvwxyz"]
+    talks = {"usergpt": same, "humans": same}
     twice = {who: [[t for t in talk for _ in (0, 1)] for talk in some] for who, some in talks.items()}
     one, other = (
-        {r.key: r.values["usergpt"] for r in groups.said(some, seed=1) if "mean over" in r.unit} for some in (talks, twice)
+        {r.key: r.values["usergpt"] for r in groups.said(some, seed=1) if "mean over" in r.unit}
+        for some in (talks, twice)
     )
     assert len(one) >= 6 and one == other
     assert {m.n for m in one.values()} <= {26}
@@ -76,6 +77,18 @@ def test_few_conversations_are_left_out_and_named():
     assert card.left_out({"usergpt": 10}, "conversations") == ""
     samples = {"humans": normal(60, 0, 1), "usergpt": normal(9, 0, 2)}
     assert card.distance_row("g", "k", "w", "u", samples, lambda a, b: 0.0, 1) is None
+
+
+def test_words_too_few_to_pool_are_no_number():
+    """Twenty conversations of one word: less than HD-D draws, in all of them or in a half of the humans."""
+    from realm.evaluation import groups
+
+    said = {who: [[f"word{i}"] for i in range(n)] for who, n in (("humans", 60), ("usergpt", 45), ("base", 20))}
+    rows = {r.key: r for r in groups.said(said, seed=1)}
+    assert set(rows["hdd"].values) == {"humans", "usergpt"}
+    metrics = Metrics()
+    card.add_metrics(metrics, rows.values())
+    assert "hdd_usergpt" in metrics and "hdd_base" not in metrics and "hdd_human_floor" not in metrics
 
 
 def test_a_distance_is_taken_at_equal_n():

@@ -7,6 +7,7 @@ import pytest
 from realm.conversations.conversation import CONTEXT, ENDS_SESSION, PLACE, SESSION, Conversation, Message
 from realm.evaluation import going_on
 from realm.evaluation.going_on import Talk
+from realm.pipeline.stages import ASKED_BY, stage_by_number
 
 
 def conversation(name, turns, first="user", **meta):
@@ -72,6 +73,11 @@ def test_conversations_of_another_simulator_are_missing_and_named(tmp_path):
     assert "responder (03_simulation/beside/roleplay/realchat.jsonl holds those of usergpt)" in line
     write("03_simulation/beside/roleplay/realchat.jsonl", "roleplay")
     assert list(going_on.simulated_in(tmp_path)[0]) == ["usergpt", "responder"]
+
+
+def test_the_stage_reads_every_file_that_is_looked_at():
+    assert {place for place, _ in going_on.WHERE.values()} == set(ASKED_BY)
+    assert set(ASKED_BY) < set(stage_by_number("06").reads)
 
 
 # ---------------------------------------------------------------- of one conversation

@@ -11,12 +11,49 @@ from realm.evaluation.going_on import Talk
 from realm.models import assets
 
 N = 40
-THINGS = """
-tulips soup bicycles taxes violins windows databases poems rockets carpets bread rivers loans chess whales engines
-moss letters tents glue maps onions fonts radios bees lamps kites rice boats locks pumps wool clocks jam dice ropes
-vines salt coins drums
-""".split()
-PLACES = "garden kitchen office school cellar village harbour attic market forest".split()
+THINGS = [
+    "tulips",
+    "soup",
+    "bicycles",
+    "taxes",
+    "violins",
+    "windows",
+    "databases",
+    "poems",
+    "rockets",
+    "carpets",
+    "bread",
+    "rivers",
+    "loans",
+    "chess",
+    "whales",
+    "engines",
+    "moss",
+    "letters",
+    "tents",
+    "glue",
+    "maps",
+    "onions",
+    "fonts",
+    "radios",
+    "bees",
+    "lamps",
+    "kites",
+    "rice",
+    "boats",
+    "locks",
+    "pumps",
+    "wool",
+    "clocks",
+    "jam",
+    "dice",
+    "ropes",
+    "vines",
+    "salt",
+    "coins",
+    "drums",
+]
+PLACES = ("garden", "kitchen", "office", "school", "cellar", "village", "harbour", "attic", "market", "forest")
 WAYS = (
     "how do i fix {a} in my {p}",
     "write me a short text on {a} for our {p}",

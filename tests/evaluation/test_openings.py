@@ -8,6 +8,8 @@ from realm.conversations.conversation import PLACE, SESSION, Conversation, Messa
 from realm.core.errors import TooFewError
 from realm.evaluation import openings
 from realm.evaluation.kept import Kept
+from realm.pipeline import marks
+from realm.pipeline.stages import stage_by_number
 from realm.serving.client import Address, Client
 from realm.serving.faults import EndpointError
 from realm.simulation.simulators import ROLEPLAY, USERGPT
@@ -99,3 +101,19 @@ def test_no_opening_is_asked_for_twice(tmp_path):
         assert more[:5] == first and len(server.completions) == 4
         draw(server, tmp_path, USERGPT, count=7, temperature=0.2)
         assert len(server.completions) == 11  # another temperature is another question
+
+
+def test_the_stage_keeps_them_when_it_is_run_anew(tmp_path):
+    with StubServer() as server:
+        draw(server, tmp_path / "06_simulator_realism" / "openings", USERGPT)
+        before = sorted(p.name for p in tmp_path.rglob("*.journal.*"))
+        assert len(before) == 2
+        stage = stage_by_number("06")
+        for made in ({"code": "old"}, {"code": "new"}):
+            marks.begin(stage, made, tmp_path)
+            (tmp_path / stage.folder / "turns.json").write_text("{}")
+        assert (tmp_path / stage.folder / "set_aside").exists() or list(tmp_path.rglob("set_aside*"))
+        assert sorted(p.name for p in (tmp_path / stage.folder / "openings").iterdir()) == before
+        server.requests.clear()
+        draw(server, tmp_path / "06_simulator_realism" / "openings", USERGPT)
+        assert not server.completions

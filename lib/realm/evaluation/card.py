@@ -59,9 +59,11 @@ class Row:
 def level_row(group: str, key: str, words: str, unit: str, found: Mapping[str, Level]) -> Row | None:
     """A row of levels by source, humans among them; None without humans or anyone to compare.
 
-    Sources of fewer than 10 conversations that have such a value are left out: ``left_out`` tells of them.
+    Sources of fewer than 10 conversations that have such a value are left out (``left_out`` tells of them), and those
+    of which it cannot be told: pooled words can be too few.
     """
-    enough = {who: level for who, level in found.items() if level.n >= LEAST}
+    told = lambda level: level.n >= LEAST and math.isfinite(level.measure.value)  # noqa: E731
+    enough = {who: level for who, level in found.items() if told(level)}
     humans = enough.get(HUMANS)
     if humans is None or humans.n < 2 * LEAST or len(enough) < 2:
         return None
@@ -126,16 +128,18 @@ def left_out(sizes: Mapping[str, int], what: str) -> str:
 
 
 def add_metrics(metrics: Metrics, rows: Iterable[Row]) -> None:
-    """``KEY_WHO`` and ``KEY_human_floor``, and ``card_KEY_WHO``, the position."""
+    """``KEY_WHO`` and ``KEY_human_floor``, and ``card_KEY_WHO``, the position; what is there already stays."""
     for row in rows:
-        for who, m in row.values.items():
-            metrics.add(f"{row.key}_{who}", m.value, ci=_interval(m), n=m.n, unit=f"{row.words}, {row.unit}")
-        if f"{row.key}_{FLOOR}" not in metrics:
-            unit = f"{row.words}, {row.unit}: between two halves of the humans"
-            metrics.add(f"{row.key}_{FLOOR}", row.floor, n=min(m.n for m in row.gaps.values()), unit=unit)
-        for who, m in row.positions.items():
-            unit = f"{row.words}: 0 human floor, 1 base told to play a user"
-            metrics.add(f"card_{row.key}_{who}", m.value, ci=_interval(m), n=m.n, unit=unit)
+        what = f"{row.words}, {row.unit}"
+        numbers = {f"{row.key}_{who}": (m, what) for who, m in row.values.items()}
+        places = f"{row.words}: 0 human floor, 1 base told to play a user"
+        numbers |= {f"card_{row.key}_{who}": (m, places) for who, m in row.positions.items()}
+        for name, (m, unit) in numbers.items():
+            if name not in metrics:
+                metrics.add(name, m.value, ci=_interval(m), n=m.n, unit=unit)
+        if f"{row.key}_{FLOOR}" not in metrics and math.isfinite(row.floor):
+            n = min(m.n for m in row.gaps.values())
+            metrics.add(f"{row.key}_{FLOOR}", row.floor, n=n, unit=f"{what}: between two halves of the humans")
 
 
 def _interval(m: Measure) -> tuple[float, float] | None:
