@@ -22,6 +22,8 @@ usage: ./run_all.sh [options]
                    figures/<profile>/), the README's results block
   --tidy           list what reruns set aside in runs/<profile>/set_aside/, with sizes, and remove it after a yes
   --yes            with --tidy: remove it without asking
+  --figures        draw the published figures anew, and the README's results block, from the numbers in figures/ alone:
+                   no stage is run, nothing is downloaded but the packages
   --test           set up, then run the test suite
   -h, --help       this text
 Results land in runs/<profile>/; open runs/<profile>/report.html. Nothing that was paid for or trained is deleted: what
@@ -31,7 +33,7 @@ TEXT
 
 fail() { echo "error: $1" >&2; exit 2; }
 
-PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" SERVING="" TIDY=() FORCE=()
+PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" SERVING="" TIDY=() FORCE=() FIGURES=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --profile) PROFILE="${2:?$1 needs a value}"; shift 2 ;;
@@ -43,6 +45,7 @@ while [ $# -gt 0 ]; do
     --serving-env) SERVING=1; shift ;;
     --publish) PUBLISH=(--publish); shift ;;
     --tidy|--yes) TIDY+=("$1"); shift ;;
+    --figures) FIGURES=1; shift ;;
     --test) TEST=1; shift ;;
     -h|--help) usage; exit 0 ;;
     *) fail "$1: unknown option; see ./run_all.sh --help" ;;
@@ -91,6 +94,9 @@ else
 fi
 export TOKENIZERS_PARALLELISM=true
 
+if [ -n "$FIGURES" ]; then
+  exec "$PYTHON" -m realm.reporting.regenerate
+fi
 if [ -n "$DRY_RUN" ]; then
   exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --from "$FROM" ${ONLY:+--stage "$ONLY"} ${GPUS:+--gpus "$GPUS"} ${FORCE[@]+"${FORCE[@]}"}
 fi

@@ -11,6 +11,7 @@ import pytest
 from realm import pins
 from realm.core.files import REPOSITORY
 from realm.pipeline.stages import STAGES
+from realm.reporting import report
 
 # Without a fitting environment the script would build one, which is no matter for a test.
 FITTING = pytest.mark.skipif(
@@ -19,12 +20,10 @@ FITTING = pytest.mark.skipif(
 )
 
 
-def run_all(*arguments, cwd=REPOSITORY, **variables):
+def run_all(*arguments, cwd=REPOSITORY, script=REPOSITORY / "run_all.sh", **variables):
     scripts = str(Path(sys.executable).parent)
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{scripts}:{os.environ['PATH']}", **variables}
-    return subprocess.run(
-        [REPOSITORY / "run_all.sh", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run([script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -43,6 +42,7 @@ def test_help_lists_every_option(option):
         "--publish",
         "--tidy",
         "--yes",
+        "--figures",
         "--test",
     ):
         assert name in done.stdout
@@ -193,3 +193,30 @@ def test_tidy_says_that_there_is_nothing(tmp_path):
     done = run_all("--tidy", "--profile", "smoke", REALM_RUNS=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'smoke'}: nothing was set aside\n"
+
+
+@FITTING
+def test_figures_are_drawn_from_numbers_alone(tmp_path):
+    """In a copy without runs, data, models or network: PNGs and README's block come back as they were."""
+    for name in ("run_all.sh", "README.md", "claims.yaml", "requirements.lock"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    for name in ("lib", "figures"):
+        left = shutil.ignore_patterns("__pycache__", "*.egg-info", "01_*", "04_*", "06_*")  # a few are enough
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=left)
+    readme, pictures = tmp_path / "README.md", sorted((tmp_path / "figures").rglob("*.png"))
+    before = readme.read_text()
+    head, rest = before.split(report.README_BEGIN)
+    readme.write_text(f"{head}{report.README_BEGIN}\nold\n{report.README_END}{rest.split(report.README_END)[1]}")
+    for picture in pictures:
+        picture.unlink()
+    closed = {f"{p}_PROXY": "http://127.0.0.1:9" for p in ("HTTP", "HTTPS", "ALL")}
+    places = {"REALM_CACHE": str(tmp_path / "cache"), "REALM_RUNS": str(tmp_path / "runs")}
+    done = run_all("--figures", script=tmp_path / "run_all.sh", PYTHONPATH=str(tmp_path / "lib"), **closed, **places)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(pictures)} of {len(pictures)} figures drawn anew" in done.stdout
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    assert readme.read_text() == before
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
+    pictures[0].with_suffix(".json").unlink()
+    failed = run_all("--figures", script=tmp_path / "run_all.sh", PYTHONPATH=str(tmp_path / "lib"), **closed, **places)
+    assert failed.returncode == 1 and f"{pictures[0].stem}.json: missing" in failed.stderr

@@ -29,7 +29,9 @@ question answer story winter morning water paper bridge number table music recip
 write explain describe compare list find build change open close help give take make show tell read plan
 how why what when where which please could would should can with without about after before under between and or
 """
-KEY = re.compile(r"\b(dialogue|data_inspection|usergpt_sft|simulation|realm_sft|mt_bench|simulator_realism)\.[a-z_]+")
+KEY = re.compile(
+    r"\b(dialogue|data_inspection|usergpt_sft|simulation|realm_sft|mt_bench|simulator_realism|teaching)\.[a-z_]+"
+)
 NOTHING_LEFT = ("all foreign", "answers only")
 ENOUGH = ("three hundred",)
 GERMAN = "Ich möchte gerne wissen, wie man im Winter einen alten Birnbaum richtig schneidet, Nummer {}. Danke schön!"
@@ -71,8 +73,9 @@ CORPORA = {
 }
 
 
-def profile_of(source: str, model: str, urls: tuple[str, str]) -> dict:
-    """Profile smoke's values, with the tiny model, stub servers, and counts that a small file can meet."""
+def profile_of(source: str, model: str, urls: tuple[str, str], taught: bool) -> dict:
+    """Profile smoke's values, with the tiny model, stub servers, and counts that a small file can meet; ``taught``:
+    with the corpora beside RealChat, and the students that learn from them."""
     values = yaml.safe_load(profile_path("smoke").read_text(encoding="utf-8"))
     user, responder = (
         {"engine": "api", "base_url": url, "model": "stub", "max_new_tokens": 16, "context_length": 512} for url in urls
@@ -81,6 +84,10 @@ def profile_of(source: str, model: str, urls: tuple[str, str]) -> dict:
     for block in ("usergpt_sft", "realm_sft"):
         values[block] |= {"base_model": model, "max_train_tokens": 1000, "test_conversations": 4, "method": "lora"}
     values["simulation"] |= {"user": user, "responder": responder, "free": 1, "seeded": 0}
+    if taught:
+        values["simulation"]["beside"]["roleplay"]["user"] = user
+    else:
+        values["simulation"]["beside"], values["teaching"] = {}, None
     values["mt_bench"] |= {"base": responder, "realm": responder}
     asked = dict.fromkeys(("usergpt", "base", "roleplay", "responder"), user)
     values["simulator_realism"] |= {**asked, "permutations": 1, "repeats": 1}
@@ -105,14 +112,14 @@ def run_cells(notebook: str, **parameters: object) -> None:
     asyncio.run(run())
 
 
-def through_all(folder, model, records) -> dict[str, str]:
+def through_all(folder, model, records, taught) -> dict[str, str]:
     """Stage number -> "" where the notebook ended, else the line it stopped with. Later ones are not tried."""
     source = folder / "mine.json"
     source.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     found: dict[str, str] = {}
     with StubServer() as user, StubServer() as responder:
         profile = folder / "mine.yaml"
-        values = profile_of(str(source), str(model), (user.url, responder.url))
+        values = profile_of(str(source), str(model), (user.url, responder.url), taught)
         profile.write_text(yaml.safe_dump(values), encoding="utf-8")
         for stage in STAGES:
             try:
@@ -131,7 +138,7 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_each_notebook_ends_or_says_in_one_line_what_is_too_few(name, tmp_path, model):
-    found = through_all(tmp_path, model, CORPORA[name])
+    found = through_all(tmp_path, model, CORPORA[name], taught=name in ENOUGH)
     for stopped in filter(None, found.values()):
         assert stopped.startswith("TooFewError: ") and "\n" not in stopped, (name, stopped)
         assert re.search(r"\d", stopped) and KEY.search(stopped), (name, stopped)

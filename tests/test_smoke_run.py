@@ -27,6 +27,14 @@ NUMBERS_EVERY_RUN_HAS = (
     "realchat_rounds_mean",
     "assistant_turn_perplexity_before",
     "assistant_turn_perplexity_after",
+    "corpus_humans_conversations",
+    "corpus_roleplay_tokens_per_answer",
+    "teaching_perplexity_base",
+    "teaching_perplexity_realchat",
+    "teaching_perplexity_humans_first_round_equal_tokens",
+    "teaching_difference_roleplay_realchat",
+    "teaching_supervised_tokens_seeds_equal_tokens",
+    "teaching_conversations_realchat_half",
     "mt_bench_published_overall",
     "two_sample_auc_usergpt",
     "two_sample_auc_roleplay",
@@ -96,6 +104,7 @@ def test_the_numbers_that_do_not_depend_on_the_machine(smoke):
     assert smoke.metrics["mt_bench_published_overall"].value == 6.328125
     assert smoke.metrics["mt_bench_published_overall"].source == "published"
     assert smoke.metrics["realchat_conversations"].value == 4
+    assert smoke.metrics["corpus_held_out_conversations"].value == 4
 
 
 def test_the_judge_is_heard(smoke):
@@ -103,6 +112,8 @@ def test_the_judge_is_heard(smoke):
         overall = smoke.metrics[f"mt_bench_overall_{model}"]
         assert (overall.value, overall.n, overall.source) == (7, 16, "this run")
         assert smoke.metrics[f"mt_bench_missing_judgments_{model}"].value == 0
+    assert smoke.metrics["judge_repeats_itself"].value == 1  # and it says nothing else, so no comparison is read
+    assert smoke.metrics["mt_bench_unread_pairs_realm_base"].value == 16
 
 
 def test_the_measured_numbers_make_sense(smoke):
@@ -119,7 +130,9 @@ def test_the_measured_numbers_make_sense(smoke):
 
 def test_nothing_that_was_trained_on_is_evaluated(smoke):
     trained = {s: read_json(smoke.folder / s / "manifest.json")[TRAINED_ON] for s in ("02_usergpt_sft", "04_realm_sft")}
-    assert [list(of) for of in trained.values()] == [["01_data/train.jsonl"], ["03_simulation/realchat.jsonl"]]
+    beside = [f"03_simulation/beside/{name}/realchat.jsonl" for name in ("roleplay", "humans", "seeds")]
+    learned = ["03_simulation/realchat.jsonl", *beside]
+    assert [list(of) for of in trained.values()] == [["01_data/train.jsonl"], learned]
     assert all(file_sha256(smoke.folder / name) == digest for of in trained.values() for name, digest in of.items())
     seeds = {c.session for c in load_conversations(smoke.folder / "01_data" / "seeds.jsonl")}
     test = {c.session for c in load_conversations(smoke.folder / "01_data" / "test.jsonl")}
@@ -181,5 +194,8 @@ def test_the_key_is_in_no_file(smoke):
     told = [r for r in smoke.judge.completions if r.authorization == f"Bearer {KEY}"]
     assert len(told) == len(smoke.judge.completions) >= 32  # both turns of eight questions, of two models
     kept = [p for p in files if b"You are" in p.read_bytes() and b"[redacted]" in p.read_bytes()]
-    assert {p.name for p in kept} >= {"base.jsonl", "realm.jsonl"}  # what the judge told stands there, but the key
+    assert {p.name for p in kept} >= {
+        "stub_single.jsonl",
+        "stub_pair.jsonl",
+    }  # what the judge told stands there, but the key
     assert [str(p) for p in files if KEY.encode() in p.read_bytes()] == []

@@ -193,6 +193,20 @@ WRONG = [
     ("simulation.user.engine", "ollama", "allowed: 'llama.cpp', 'transformers', 'vllm' or 'api'"),
     ("mt_bench.judge", {**API, "engine": "ollama"}, "mt_bench.judge.engine: 'ollama' is not allowed"),
     ("mt_bench.judge", {**API, "colour": 1}, "mt_bench.judge.colour: unknown key; allowed: engine, model"),
+    (
+        "mt_bench.calibration",
+        0,
+        "calibration: input should be a valid boolean, not 0; allowed: bool or int >= 1",
+    ),
+    ("mt_bench.calibration", "yes", "mt_bench.calibration: input should be a valid boolean, not 'yes'; allowed: bool"),
+    ("mt_bench.judge_repeats", 0, "mt_bench.judge_repeats: input should be greater than or equal to 1, not 0"),
+    ("mt_bench.pairwise", 1, "mt_bench.pairwise: input should be a valid boolean, not 1; allowed: bool"),
+    (
+        "data_inspection.data_files",
+        3,
+        "data_files: input should be a valid string, not 3; allowed: str or list[str] or null",
+    ),
+    ("data_inspection.data_files", [1], "data_inspection.data_files: input should be a valid string, not [1]"),
     ("mt_bench.questions", 12, "mt_bench: questions must be a multiple of 8"),
     ("mt_bench.questions", 88, "mt_bench.questions: input should be less than or equal to 80, not 88"),
 ]

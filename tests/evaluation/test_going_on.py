@@ -1,3 +1,4 @@
+import fnmatch
 import json
 import math
 
@@ -7,7 +8,7 @@ import pytest
 from realm.conversations.conversation import CONTEXT, ENDS_SESSION, PLACE, SESSION, Conversation, Message
 from realm.evaluation import going_on
 from realm.evaluation.going_on import Talk
-from realm.pipeline.stages import ASKED_BY, stage_by_number
+from realm.pipeline.stages import stage_by_number
 
 
 def conversation(name, turns, first="user", **meta):
@@ -76,8 +77,8 @@ def test_conversations_of_another_simulator_are_missing_and_named(tmp_path):
 
 
 def test_the_stage_reads_every_file_that_is_looked_at():
-    assert {place for place, _ in going_on.WHERE.values()} == set(ASKED_BY)
-    assert set(ASKED_BY) < set(stage_by_number("06").reads)
+    places = [place for place, _ in going_on.WHERE.values()]
+    assert all(any(fnmatch.fnmatch(p, read) for read in stage_by_number("06").reads) for p in places)
 
 
 # ---------------------------------------------------------------- of one conversation

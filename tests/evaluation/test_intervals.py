@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from realm.core.metrics import Metrics
-from realm.evaluation.intervals import bootstrap, mean_interval, ratio_of_sums
+from realm.evaluation.intervals import (
+    bootstrap,
+    fixed_by_limit,
+    interval_around,
+    interval_within,
+    jackknife_variance,
+    mean_interval,
+    ratio_of_sums,
+)
 from realm.evaluation.perplexity import perplexity_difference, perplexity_of
 
 DRAWS = np.random.default_rng(5).normal(10, 2, 400)
@@ -82,3 +90,30 @@ def test_a_difference_of_perplexities_is_one_minus_the_other():
     tokens = np.array([3.0, 7.0])
     assert perplexity_difference(tokens * np.log(16), tokens, tokens * np.log(20), tokens) == pytest.approx(-4)
     assert bootstrap([tokens] * 4, perplexity_difference, seed=0) == (0, 0)
+
+
+# ---------------------------------------------------------------- leaving out
+
+
+def test_the_jackknife_of_a_mean_is_its_variance():
+    left_out = (DRAWS.sum() - DRAWS) / (len(DRAWS) - 1)
+    assert jackknife_variance(left_out) == pytest.approx(DRAWS.var(ddof=1) / len(DRAWS))
+
+
+@pytest.mark.parametrize("value", [0.001, 0.3, 0.999])
+def test_an_interval_stays_within_bounds_around_its_value(value):
+    low, high = interval_within(value, 0.01, 50, 0.0, 1.0)
+    assert 0 <= low < value < high <= 1
+    small = interval_within(value, 1e-12, 50, 0.0, 1.0)
+    assert small == pytest.approx((value - 1.96e-6, value + 1.96e-6), abs=1e-8)
+
+
+def test_at_a_bound_the_interval_has_its_other_end():
+    assert interval_within(1.0, 0.0, 60, 0.0, 1.0) == pytest.approx((0.95, 1.0))
+    assert interval_within(0.0, 0.0, 60, 0.0, 100.0) == pytest.approx((0.0, 5.0))
+    assert interval_around(1.0, 4.0) == pytest.approx((1 - 2 * 1.96, 1 + 2 * 1.96), rel=1e-4)
+
+
+def test_what_the_profile_fixes_is_told():
+    assert fixed_by_limit([3, 3, 3], 3)
+    assert not fixed_by_limit([3, 2, 3], 3)

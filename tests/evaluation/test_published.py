@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from realm.cleaning.presets import steps
+from realm.core.metrics import Metrics
 from realm.dialogue.encoder import Encoder
 from realm.dialogue.format import chat_format
 from realm.evaluation import published
@@ -49,6 +50,28 @@ def test_the_alpaca_table_holds_the_seven_rows():
     assert table.win_rate.is_monotonic_decreasing
     assert table.win_rate.between(0, 100).all() and (table.standard_error > 0).all()
     assert table.set_index("model").win_rate["platolm-7b"] > table.set_index("model").win_rate["llama-2-7b-chat-hf"]
+
+
+def test_the_second_alpaca_table_is_length_controlled_and_lists_the_paper():
+    table = published.alpaca_eval(2).set_index("model")
+    assert table.length_controlled_winrate.is_monotonic_decreasing
+    assert table.length_controlled_winrate["platolm-7b"] == pytest.approx(10.5434, abs=1e-4)
+    assert table.win_rate["platolm-7b"] == pytest.approx(6.3208, abs=1e-4)
+
+
+def test_the_published_metrics_and_the_lead_in_words():
+    metrics = Metrics()
+    published.add_mt_bench(metrics, seed=20230823)
+    published.add_alpaca_eval(metrics)
+    assert {m.source for m in metrics} == {"published"}
+    assert metrics["mt_bench_published_overall"].value == 6.328125
+    assert metrics["mt_bench_published_lead"].value == pytest.approx(0.058125)
+    assert metrics["alpaca_eval_2_published_win_rate"].value == pytest.approx(10.5434, abs=1e-4)
+    first = metrics["alpaca_eval_published_win_rate"]
+    assert first.ci_low < first.value < first.ci_high and first.n == 803
+    text = published.lead_in_words(metrics)
+    for part in ("6.33", "6.27", "**0.06**", "160 scores", "5.59 to 7.06", "0.2", "cannot be told apart"):
+        assert part in text
 
 
 def test_every_published_block_names_its_source():

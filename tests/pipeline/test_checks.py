@@ -216,8 +216,10 @@ def test_a_context_longer_than_the_trained_model_holds(place, capsys, tmp_path, 
 
 def test_answers_that_fill_the_judges_context(place, capsys):
     judge = {**SMOKE["mt_bench"]["base"], "max_new_tokens": 1_000, "context_length": 2_048}
-    _, out, _ = dry_run(place(mt_bench__judge=judge), capsys, "--stage", "5")
-    assert "mt_bench.judge.context_length: 2,048; questions, both answers and the judgment may come to 2,948" in out
+    _, out, _ = dry_run(place(mt_bench__judge=judge, mt_bench__pairwise=False), capsys, "--stage", "5")
+    assert "mt_bench.judge.context_length: 2,048; questions, 2 answers and the judgment may come to 2,948" in out
+    _, out, _ = dry_run(place(mt_bench__judge=judge, mt_bench__pairwise=True), capsys, "--stage", "5")
+    assert "mt_bench.judge.context_length: 2,048; questions, 4 answers and the judgment may come to 2,996" in out
 
 
 # ---------------------------------------------------------------- memory

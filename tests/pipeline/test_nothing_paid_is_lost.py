@@ -27,6 +27,7 @@ from realm.core.profile import Endpoint, load_profile
 from realm.dialogue import encoder
 from realm.evaluation import mt_bench
 from realm.evaluation.mt_bench import Question
+from realm.evaluation.mt_bench_answers import answer
 from realm.pipeline import identity, marks
 from realm.pipeline.identity import code_behind
 from realm.pipeline.stages import STAGES, open_run, stage_by_number
@@ -128,10 +129,9 @@ class Place:
 
     async def answers(self, opened):
         for name in ("base", "realm"):
-            path = opened.out / "answers" / f"{name}.jsonl"
             block = getattr(opened.profile.mt_bench, name)
             async with local.connect(block, name, opened.folder, opened.out / "logs") as client:
-                await mt_bench.answer(client, QUESTIONS, path, name, opened.seed)
+                await answer(client, QUESTIONS, opened.out, name, opened.seed)
 
     def stop_halfway(self, number, values):
         """One stub refuses after some answers."""
@@ -260,7 +260,12 @@ OTHER = {
     "simulation.cut_turns": "continue",
     "mt_bench.questions": 16,
     "simulator_realism.sizes": [10, 20],
-    "simulator_realism.responder": {"engine": "api", "base_url": "http://127.0.0.1:9", "model": "m", "max_new_tokens": 8},
+    "simulator_realism.responder": {
+        "engine": "api",
+        "base_url": "http://127.0.0.1:9",
+        "model": "m",
+        "max_new_tokens": 8,
+    },
     "simulation.budget.requests": 10_000,
     "simulation.budget.tokens": 10_000_000,
     "simulation.budget.dollars": 1000.0,
@@ -273,6 +278,7 @@ BY_NAME = {
     "temperature": 0.9,
     "top_p": 0.5,
     "opening_share": 0.25,
+    "opening_rows": "segment",
     "near_duplicate_threshold": 0.5,
     "test_share": 0.04,
     "valid_share": 0.04,

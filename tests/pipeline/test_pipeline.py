@@ -191,6 +191,7 @@ READ_BY = {
     "models/model_card.md.j2": "realm.models.model_card",
     "simulation/data_card.md.j2": "realm.simulation.export",
     "reporting/report.html.j2": "realm.reporting.report",
+    "evaluation/metric_names.yaml": "realm.evaluation.names",
     "evaluation/published/paper.yaml": "realm.evaluation.published",
     "evaluation/published/mt_bench_gpt4_single.csv": "realm.evaluation.published",
     "../../cluster/fsdp.yaml": "realm.training.launch",

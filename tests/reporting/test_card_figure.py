@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from realm.evaluation.card import GROUPS, SIMULATORS
-from realm.reporting import card, figures
+from realm.reporting import card, regenerate
+from realm.reporting.drawing import save
 
 
 def table(positions, group=GROUPS[0]):
@@ -55,7 +56,7 @@ def test_who_lies_beyond_the_scale_is_drawn_at_its_edge():
     assert ">" in markers and figure.axes[0].get_xlim()[1] == card.RIGHT
 
 
-@pytest.mark.parametrize("given", [pd.DataFrame(), table([{"usergpt": float("nan")}])])
+@pytest.mark.parametrize("given", [table([{"usergpt": 0.5}])[:0], table([{"usergpt": float("nan")}])])
 def test_without_a_scale_the_figure_says_so(given):
     figure, _ = card.realism(given)
     assert any("No measure has a scale" in text for text in words(figure))
@@ -63,8 +64,11 @@ def test_without_a_scale_the_figure_says_so(given):
 
 def test_the_figure_is_saved_with_all_its_numbers(tmp_path):
     given = table([{"usergpt": 0.2, "roleplay": 1.0}, {"usergpt": float("nan")}])
-    path = figures.save(*card.realism(given), tmp_path, "06_realism")
+    path = save(*card.realism(given), tmp_path, "06_realism")
     assert path.read_bytes().startswith(b"\x89PNG")
     pd.testing.assert_frame_equal(pd.read_csv(path.with_suffix(".csv")), given)
-    again = figures.save(*card.realism(given), tmp_path / "again", "06_realism")
+    drawn_anew = regenerate.redraw(path.parent, "06_realism")
+    regenerate.write_png(drawn_anew, tmp_path / "anew.png")
+    assert (tmp_path / "anew.png").read_bytes() == path.read_bytes()
+    again = save(*card.realism(given), tmp_path / "again", "06_realism")
     assert again.read_bytes() == path.read_bytes()

@@ -1,4 +1,6 @@
 import csv
+import importlib
+from pathlib import Path
 
 import matplotlib
 
@@ -8,8 +10,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from realm.evaluation import mt_bench, published
-from realm.reporting import figures
+from realm import reporting
+from realm.evaluation import mt_bench_scores, published
+from realm.reporting import drawing, figures, regenerate, teaching
 
 FUNNEL_OURS = pd.DataFrame({"step": ["read", "markup converted, product names dropped"], "sessions": [1000, 900]})
 INTERVALS = pd.DataFrame(
@@ -20,6 +23,13 @@ INTERVALS = pd.DataFrame(
         "ci_high": [25.0, 21.0],
         "n": [40, 40],
     }
+)
+REALISM = pd.DataFrame(
+    [
+        {"measure": m, "who": w, "value": v, "ci_low": v - 0.1, "ci_high": v + 0.2, "n": 24}
+        for m in ("AUC", "words")
+        for w, v in (("UserGPT", 0.7), ("role-play", 0.9), ("humans (floor)", 0.5))
+    ]
 )
 CONTROLS = pd.DataFrame(
     [
@@ -32,13 +42,26 @@ TOPICS = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [1.0, 0.0, 1.0], "topic": ["1 
 SECONDS = pd.DataFrame({"step": ["joined", "split"], "seconds": [0.5, 2_000.0]})
 SCORES = pd.DataFrame({"model": ["a", "b", "ReaLM-7B"], "score": [8.0, 5.5, 6.3], "spread": [0.2, 0.1, 0.3]})
 
+TEACHING = pd.DataFrame(
+    [
+        {"corpus": c, "way": w, "conversations": n, "perplexity": v, "ci_low": v - 0.1, "ci_high": v + 0.2, "n": 40}
+        for c, w, n, v in (
+            ("base", "", 0, 5.3),
+            ("realchat", "", 40, 4.9),
+            ("roleplay", "", 40, 5.1),
+            ("realchat", "equal_tokens", 30, 4.95),
+            ("realchat", "quarter", 10, 5.2),
+        )
+    ]
+)
+
 
 def by_category():
-    return mt_bench.scores_table(published.mt_bench_scores(), seed=1)
+    return mt_bench_scores.scores_table(published.mt_bench_scores(), seed=1)
 
 
 DRAWN = {
-    "funnel": lambda: figures.funnel(FUNNEL_OURS, published.funnel()),
+    "funnel": lambda: figures.funnel(figures.funnel_beside(FUNNEL_OURS, published.funnel())),
     "bars": lambda: figures.bars(SECONDS, "step", "seconds", "seconds", "Time"),
     "topics": lambda: figures.topics(TOPICS, "Topics"),
     "controls": lambda: figures.controls(CONTROLS, "Held-out human turns"),
@@ -55,6 +78,8 @@ DRAWN = {
         SCORES, "score", "ReaLM-7B", "score", "Title", "a source", "spread"
     ),
     "mt_bench_by_category": lambda: figures.mt_bench_by_category(by_category(), "Title", "a source"),
+    "realism": lambda: figures.realism(REALISM),
+    "teaching.teaching": lambda: teaching.teaching(TEACHING, "Whose questions teach?"),
 }
 
 
@@ -64,9 +89,42 @@ def nothing_stays_open():
     plt.close("all")
 
 
-def test_every_figure_of_the_room_is_drawn_here():
-    public = {n for n, f in vars(figures).items() if callable(f) and getattr(f, "__module__", "") == figures.__name__}
-    assert {n for n in public if not n.startswith("_")} - {"save"} <= set(DRAWN)
+def rooms():
+    """Rooms of the wing that hold figure functions."""
+    folder = Path(reporting.__file__).parent
+    return [importlib.import_module(f"realm.reporting.{p.stem}") for p in folder.glob("*.py") if p.stem != "__init__"]
+
+
+def figure_functions():
+    """By name; with its room before it, where that is another than ``figures``."""
+    return {
+        name if room is figures else f"{room.__name__.removeprefix('realm.reporting.')}.{name}": f
+        for room in rooms()
+        for name, f in vars(room).items()
+        if getattr(f, "__module__", "") == room.__name__ and getattr(f, "__annotations__", {}).get("return") == "Drawn"
+    }
+
+
+def test_every_figure_function_can_be_drawn_anew_and_is_drawn_here():
+    found = figure_functions()
+    assert {"funnel", "distributions", "realism"} <= set(found)
+    assert [name for name, f in found.items() if not getattr(f, "redrawable", False)] == []
+    assert set(found) <= set(DRAWN)
+
+
+def test_what_returns_a_figure_says_so():
+    """``Drawn`` is how the test above knows a figure function."""
+    telling = [f for room in rooms() for f in vars(room).values() if getattr(f, "redrawable", False)]
+    assert telling and all(f.__annotations__["return"] == "Drawn" for f in telling)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_is_drawn_anew_from_its_files_alone(name, tmp_path):
+    path = figures.save(*DRAWN[name](), tmp_path, f"00_{name}")
+    before = path.read_bytes()
+    with plt.rc_context({"font.size": 17, "axes.grid": False, "savefig.dpi": 50}):  # somebody else's settings
+        drawing.write_png(regenerate.redraw(path.parent, path.stem), tmp_path / "anew.png")
+    assert (tmp_path / "anew.png").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -75,9 +133,11 @@ def test_a_figure_is_saved_with_its_numbers(name, tmp_path):
     path = figures.save(figure, table, tmp_path, f"00_{name}")
     assert path == tmp_path / "figures" / f"00_{name}.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in path.parent.iterdir()) == [f"00_{name}.csv", f"00_{name}.png"]
+    assert sorted(p.suffix for p in path.parent.iterdir()) == [".csv", ".json", ".png"]
     pd.testing.assert_frame_equal(
-        pd.read_csv(path.with_suffix(".csv")), table.reset_index(drop=True), check_dtype=False
+        drawing.read_table(path.with_suffix(".csv").read_text(), drawing.text_columns(table)),
+        table.reset_index(drop=True),
+        check_dtype=False,
     )
     assert not plt.get_fignums()
 
@@ -101,6 +161,8 @@ def test_every_figure_has_a_title_and_labelled_axes():
 def test_intervals_and_n_are_written_on_the_figure():
     figure, _ = figures.before_after(INTERVALS, "perplexity", "Title")
     assert "95 %" in figure.axes[0].get_xlabel() and "n = 40" in figure.axes[0].get_xlabel()
+    figure, _ = figures.realism(REALISM)
+    assert "n = 24" in figure.get_supxlabel()
 
 
 def test_bars_show_the_numbers_of_the_table():
@@ -126,7 +188,7 @@ def test_shares_of_a_distribution_add_up():
 
 
 def test_the_funnel_compares_steps_of_the_same_rule():
-    _, table = figures.funnel(FUNNEL_OURS, published.funnel())
+    table = figures.funnel_beside(FUNNEL_OURS, published.funnel())
     assert table.sessions_ours.tolist() == [1000, 900]
     assert table.share_ours.tolist() == [1.0, 0.9]
     assert table.share_published.iloc[1] == pytest.approx(76_964 / 90_664)

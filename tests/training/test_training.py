@@ -218,6 +218,20 @@ def test_the_budget_is_shared_between_openings_and_follow_ups(tokenizer, chat, s
     assert chosen.over_budget == 120 - len(chosen.rows)
 
 
+def test_openings_alone_are_the_same_tokens_and_more_of_them(tokenizer, chat):
+    encoder = Encoder(tokenizer, chat, "user", 400)
+    whole, alone = (select_rows(opened(60, 60), encoder, 4_000, 1, 1.0, rows).rows for rows in ("segment", "turn"))
+    assert len(alone) > len(whole)
+    for short, long in zip(alone, whole, strict=False):
+        kept = len(short.input_ids)
+        assert short.id == long.id and short.supervised > 0
+        assert (short.input_ids == long.input_ids[:kept]).all() and (short.labels == long.labels[:kept]).all()
+        # The whole first turn, its end token with it, and nothing after that.
+        assert short.labels[-1] != IGNORED and (long.labels[kept : kept + 1] == IGNORED).all()
+        assert np.flatnonzero(np.diff(short.labels != IGNORED)).size == 1
+    assert any(len(short.input_ids) < len(long.input_ids) for short, long in zip(alone, whole, strict=False))
+
+
 def test_without_a_share_rows_come_as_they_do(tokenizer, chat):
     encoder = Encoder(tokenizer, chat, "user", 400)
     mixed = opened(60, 60)

@@ -67,13 +67,16 @@ class SFT(Block):
 
 class UserSFT(SFT):
     """What notebook 02 adds. ``opening_share``: of the budget of tokens, how much goes to segments that open their
-    session, the rest to those from within one; null takes segments as they come. ``learn_ending``: where a session
+    session, the rest to those from within one; null takes segments as they come. ``opening_rows``: of the former, the
+    whole ``segment``, or its opening ``turn`` alone, so that no token of their share is spent on answers and as many
+    more openings are learned from. ``learn_ending``: where a session
     truly ends, the human's next turn is its end token alone. ``controls``: what the same model is
     trained on for comparison: the other side, both, or human turns of segments as the authors cut them, without context
     and as they come. ``samples_shown``: turns to look at.
     """
 
     opening_share: float | None = Field(ge=0, le=1)
+    opening_rows: Literal["segment", "turn"] = "segment"
     learn_ending: bool
     controls: list[Literal["assistant", "both", "plain_segments"]]
     samples_shown: int = Field(ge=1)
@@ -82,6 +85,8 @@ class UserSFT(SFT):
     def _a_share_of_something(self) -> UserSFT:
         if self.opening_share is not None and self.max_train_tokens is None:
             raise ValueError("opening_share is a share of max_train_tokens, which is null")
+        if self.opening_share is None and self.opening_rows == "turn":
+            raise ValueError("opening_rows: turn is about the share of openings, and opening_share is null")
         return self
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -193,6 +193,10 @@ class Simulation(Block):
 class MTBench(Block):
     """Notebook 05. ``questions`` are drawn evenly over the 8 categories (80 in all). ``base`` is what ReaLM was made
     of; ``beside``: any other models that answer the same questions, by names of lower-case letters, digits and ``_``.
+
+    With a ``judge``: ``calibration`` holds it against right answers before it scores, on all questions drawn or on so
+    many; ``pairwise`` lets it compare ReaLM's answers with each other model's, in both orders; every answer is rated
+    ``judge_repeats`` times, the first being its score and the others telling the judge's noise.
     """
 
     questions: int = Field(ge=8, le=80)
@@ -200,6 +204,9 @@ class MTBench(Block):
     realm: Endpoint
     beside: dict[str, Endpoint] = Field(default_factory=dict)
     judge: Judge | None
+    calibration: bool | Annotated[int, Field(ge=1)] = True
+    pairwise: bool = False
+    judge_repeats: int = Field(default=1, ge=1, le=20)
 
     @property
     def answerers(self) -> dict[str, Endpoint]:

@@ -44,6 +44,11 @@ class Encoded:
         last = int(np.flatnonzero(self.labels != IGNORED)[-1]) + 1
         return replace(self, input_ids=self.input_ids[:last], labels=self.labels[:last])
 
+    def first_turn(self) -> Encoded:
+        """The tokens up to the end of the first supervised turn: the same loss on it, and none on later ones."""
+        end = int(np.flatnonzero(np.diff(self.labels != IGNORED, append=False) & (self.labels != IGNORED))[0]) + 1
+        return replace(self, input_ids=self.input_ids[:end], labels=self.labels[:end])
+
 
 @dataclass(frozen=True)
 class Encoder:

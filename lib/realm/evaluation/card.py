@@ -16,6 +16,7 @@ import pandas as pd
 
 from realm.core.metrics import Metrics
 from realm.evaluation import levels
+from realm.evaluation.intervals import interval_around
 from realm.evaluation.levels import Level
 from realm.evaluation.measure import Measure
 
@@ -27,6 +28,8 @@ SIMULATORS = {
     "responder": "responder told to play a user",
 }
 GROUPS = ("what is asked", "how it is said", "how it goes on", "what it remembers")
+COLUMNS = ["group", "key", "measure", "who", "value", "ci_low", "ci_high", "n", "unit", "floor"]
+COLUMNS += ["position", "position_low", "position_high"]
 LEAST = 10  # conversations; of fewer nothing is told
 
 
@@ -114,8 +117,8 @@ def distance_measure(
     def statistic(index: np.ndarray) -> float:
         return float(distance(one[index[index < n]], other[index[index >= n] - n]))
 
-    low, high = levels.jackknife(statistic, everyone, seed)
-    return Measure(statistic(np.arange(everyone)), max(low, 0.0), high, n)  # no distance is less than none
+    value, error = statistic(np.arange(everyone)), levels.jackknife_error(statistic, everyone, seed)
+    return Measure(value, *interval_around(value, error**2), n)
 
 
 def left_out(sizes: Mapping[str, int], what: str) -> str:
@@ -170,7 +173,7 @@ def table(rows: Iterable[Row]) -> pd.DataFrame:
                     "position_high": place.ci_high,
                 }
             )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def wide(rows: Iterable[Row]) -> pd.DataFrame:

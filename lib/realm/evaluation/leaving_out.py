@@ -64,7 +64,11 @@ def wins(scores: np.ndarray, side: np.ndarray) -> np.ndarray:
     ``scores``: (rows, ...), ``side``: (rows,); returned: (rows of OTHER, rows of ONE, ...).
     """
     scores = scores.astype(np.float32)
-    return (1 + np.sign(scores[side == OTHER][:, None] - scores[side == ONE][None])) / 2
+    found = scores[side == OTHER][:, None] - scores[side == ONE][None]
+    np.sign(found, out=found)
+    found += 1
+    found /= 2
+    return found
 
 
 def fold_values(rows: Rows, label: np.ndarray, folds: np.ndarray) -> list[float]:
@@ -96,12 +100,12 @@ class Spread:
 
     @property
     def variance(self) -> float:
-        """Of the value: the jackknife's less what pairs count twice, never below half of the jackknife's, nor below the
+        """Of the value: the jackknife's less what pairs count twice, never below what pairs do alone, nor below the
         variance with the classifiers kept; and the noise of the foldings drawn."""
         left, ranked = (_between_foldings(self._centred(m)) for m in (self.moves, self.ranked))
         foldings = len(self.values)
         noise = float(np.var(self.values, ddof=1)) / foldings if foldings > 1 else 0.0
-        return max(left - self.pairs, left / 2, ranked) + noise
+        return max(left - self.pairs, self.pairs, ranked) + noise
 
     def _centred(self, moves: np.ndarray) -> np.ndarray:
         made = moves.copy()

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from realm.evaluation.intervals import RESAMPLES, mean_interval
+from realm.evaluation.intervals import interval_around, jackknife_variance, mean_interval
 from realm.evaluation.measure import Measure
 
 HALVINGS = 20
@@ -65,8 +65,8 @@ def pooled_level(words: Sequence[Sequence[str]], of: Callable[[Sequence[str]], f
 
 
 def pairwise_level(similarity: np.ndarray, scale: float, seed: int) -> Level:
-    """``scale`` * (1 - mean similarity of two different conversations); ``similarity``: (n, n). Bootstrapped; a
-    conversation is never paired with itself, also where it is drawn twice."""
+    """``scale`` * (1 - mean similarity of two different conversations); ``similarity``: (n, n). Jackknife: a bootstrap
+    draws conversations twice, and leaves such pairs out or takes them for repetition."""
     others = np.array(similarity, float)
     np.fill_diagonal(others, 0.0)
     n = len(others)
@@ -75,29 +75,32 @@ def pairwise_level(similarity: np.ndarray, scale: float, seed: int) -> Level:
         part = others[np.ix_(index, index)]
         return scale * (1 - float(part.sum()) / (len(index) * (len(index) - 1)))
 
-    def interval(seed: int) -> tuple[float, float]:
-        times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
-        pairs = times.sum(1) ** 2 - (times**2).sum(1)
-        draws = scale * (1 - ((times @ others) * times).sum(1)[pairs > 0] / pairs[pairs > 0])
-        low, high = np.percentile(draws, [2.5, 97.5])
-        return float(low), float(high)
+    def interval(_: int) -> tuple[float, float]:
+        if n < 3:
+            return math.nan, math.nan
+        without = (others.sum() - 2 * others.sum(axis=1)) / ((n - 1) * (n - 2))
+        return interval_around(statistic(np.arange(n)), scale**2 * jackknife_variance(without))
 
     return Level(n, statistic, interval, seed)
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], n: int, seed: int) -> tuple[float, float]:
-    """95 % interval around ``statistic(arange(n))``, from leaving out each of 20 random blocks of the n conversations.
+    """95 % interval around ``statistic(arange(n))``, NaN where there is none: see ``jackknife_error``."""
+    value, error = statistic(np.arange(n)), jackknife_error(statistic, n, seed)
+    reach = float(stats.t.ppf(0.975, max(1, min(BLOCKS, n) - 1)))
+    return value - reach * error, value + reach * error
 
-    Both limits are NaN where there are fewer than two, or the statistic is.
+
+def jackknife_error(statistic: Callable[[np.ndarray], float], n: int, seed: int) -> float:
+    """Standard error of ``statistic(arange(n))``, from leaving out each of 20 random blocks of the n conversations.
+
+    NaN where there are fewer than two, or the statistic is.
     """
     if n < 2:
-        return math.nan, math.nan
+        return math.nan
     blocks = np.array_split(np.random.default_rng(seed).permutation(n), min(BLOCKS, n))
     left = np.array([statistic(np.setdiff1d(np.arange(n), block)) for block in blocks])
-    k = len(blocks)
-    error = math.sqrt((k - 1) / k * ((left - left.mean()) ** 2).sum())
-    value, reach = statistic(np.arange(n)), float(stats.t.ppf(0.975, k - 1))
-    return value - reach * error, value + reach * error
+    return math.sqrt(jackknife_variance(left))
 
 
 def gap(one: Measure, other: Measure) -> Measure:

@@ -15,15 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
 from tqdm import tqdm
 
 from realm.core.errors import TooFewError
+from realm.evaluation.intervals import Z, interval_within
 from realm.evaluation.leaving_out import FOLDS, ONE, OTHER, Rows, Spread, fold_values, spread_of
-from realm.evaluation.measure import Measure
+from realm.evaluation.measure import Measure, floor
 
 AT_LEAST = 2 * FOLDS  # conversations a side: one can be left out of a fold that keeps another
-Z = float(stats.norm.ppf(0.975))
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,9 @@ def two_sample(
     """Tell ``one`` (n, d) from ``other`` (m, d): AUC over ``repeats`` foldings, its 95 % interval and its null.
 
     ``groups``: the conversation of each row, of one side and of the other (the same name on both sides is two
-    conversations); without it each row is a conversation. Raises TooFewError for fewer than ten conversations a side.
-    The same ``seed`` folds the same ``one`` alike, whatever it is compared with: see ``difference``.
+    conversations); without it each row is a conversation. Without permutations the null is NaN and the p value 1. The
+    same ``seed`` folds the same ``one`` alike, whatever it is compared with: see ``difference``. Raises TooFewError for
+    fewer than ten conversations a side.
     """
     rows, label = _joined(one, other, groups, desc)
     foldings = [folding(label, np.random.default_rng([seed, repeat])) for repeat in range(repeats)]
@@ -67,8 +67,8 @@ def two_sample(
         permuted = rng.permutation(label)
         null.append(np.mean([fold_values(rows, permuted, folding(permuted, rng)) for _ in range(repeats)]))
     p_value = (1 + sum(v >= value for v in null)) / (1 + permutations)
-    mean, high = (float(np.mean(null)), float(np.percentile(null, 95))) if null else (0.5, 0.5)
-    auc = Measure(value, *_interval(value, spread.variance, int(np.bincount(label).min())), len(label))
+    mean, high = (float(np.mean(null)), float(np.percentile(null, 95))) if null else (math.nan, math.nan)
+    auc = Measure(value, *interval_within(value, spread.variance, int(np.bincount(label).min()), 0.0, 1.0), len(label))
     return TwoSample(auc, mean, high, p_value, spread)
 
 
@@ -97,14 +97,6 @@ def folding(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return folds
 
 
-def _interval(value: float, variance: float, smaller: int) -> tuple[float, float]:
-    """On the scale of log odds, so that it ends within 0 and 1; where the sides are wholly apart, the rule of three."""
-    if value in (0.0, 1.0):
-        return (0.0, 3 / smaller) if value == 0 else (1 - 3 / smaller, 1.0)
-    width = Z * math.sqrt(variance) / (value * (1 - value))
-    return tuple(float(special.expit(special.logit(value) + side * width)) for side in (-1, 1))
-
-
 def difference(one: TwoSample, other: TwoSample) -> Measure:
     """AUC of ``one`` minus AUC of ``other``, two tests against the same humans by the same seed; paired interval.
 
@@ -126,25 +118,17 @@ def human_floor(
 ) -> tuple[Measure, float]:
     """AUC of telling humans from humans: mean over random halvings, ``size`` conversations a side; standard deviation.
 
-    ``humans``: (n, d), n rows of at least 2 * ``size`` conversations, else TooFewError. Halvings of the same humans are
-    all but uncorrelated, so the interval of the mean is Student's over halvings.
+    ``humans``: (n, d), n rows of at least 2 * ``size`` conversations, else TooFewError. See ``measure.floor``.
     """
     names, member = np.unique(np.arange(len(humans)) if groups is None else np.asarray(groups), return_inverse=True)
-    if len(names) < 2 * size:
-        raise TooFewError(
-            f"human floor: {len(names)} conversations, two groups of {size} are asked for; "
-            "lower simulator_realism.conversations"
-        )
-    found = []
-    for halving in range(halvings):
-        rng = np.random.default_rng([seed, halving])
-        drawn = rng.permutation(len(names))[: 2 * size]
-        sides = [np.flatnonzero(np.isin(member, half)) for half in (drawn[:size], drawn[size:])]
+    streams = iter(np.random.default_rng(seed).spawn(halvings))
+
+    def auc(*halves: np.ndarray) -> float:
+        sides, rng = [np.flatnonzero(np.isin(member, half)) for half in halves], next(streams)
         rows, label = _joined(*(humans[s] for s in sides), tuple(member[s] for s in sides), "human floor")
-        found.append(np.mean([fold_values(rows, label, folding(label, rng)) for _ in range(repeats)]))
-    sd = float(np.std(found, ddof=1))
-    mean, width = float(np.mean(found)), float(stats.t.ppf(0.975, halvings - 1)) * sd / math.sqrt(halvings)
-    return Measure(mean, mean - width, mean + width, 2 * size), sd
+        return float(np.mean([fold_values(rows, label, folding(label, rng)) for _ in range(repeats)]))
+
+    return floor(auc, len(names), size, halvings=halvings, seed=seed)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:

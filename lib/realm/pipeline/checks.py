@@ -218,7 +218,8 @@ def _base_of(profile: Profile, model: str) -> str:
 
 
 def _judged(profile: Profile, stage: str) -> Iterator[Finding]:
-    """Both turns of a question stand in one context, and both answers in the judge's."""
+    """Both turns of a question stand in one context, and both answers in the judge's, of two models where it
+    compares."""
     config = profile.mt_bench
     for name, endpoint in config.answerers.items():
         need = QUESTION_TOKENS + 2 * endpoint.max_new_tokens
@@ -226,10 +227,11 @@ def _judged(profile: Profile, stage: str) -> Iterator[Finding]:
             text = f"{endpoint.context_length:,}; two answers of max_new_tokens may come to {need:,}"
             yield Finding(NOTE, stage, f"mt_bench.{name}.context_length", text)
     if config.judge:
-        answers = 2 * max(e.max_new_tokens for e in config.answerers.values())
+        shown = 4 if config.pairwise else 2
+        answers = shown * max(e.max_new_tokens for e in config.answerers.values())
         need = JUDGE_TOKENS + answers + config.judge.max_new_tokens
         if need > config.judge.context_length:
-            text = f"{config.judge.context_length:,}; questions, both answers and the judgment may come to {need:,}"
+            text = f"{config.judge.context_length:,}; questions, {shown} answers and the judgment may come to {need:,}"
             yield Finding(NOTE, stage, "mt_bench.judge.context_length", text)
 
 

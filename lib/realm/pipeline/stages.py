@@ -23,13 +23,6 @@ from realm.pipeline.surroundings import leave_group
 NOTEBOOKS = REPOSITORY / "notebooks"
 # What of the training of UserGPT decides how conversations become tokens, before it and after it.
 USER_TOKENS = ("usergpt_sft.base_model", "usergpt_sft.learn_ending")
-# Whole conversations that notebook 06 looks at, where the profile has them.
-ASKED_BY = (
-    "03_simulation/realchat.jsonl",
-    "03_simulation/beside/base/realchat.jsonl",
-    "03_simulation/beside/base_roleplay/realchat.jsonl",
-    "03_simulation/beside/roleplay/realchat.jsonl",
-)
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,7 @@ STAGES = (
         "05_mt_bench",
         ("mt_bench",),
         ("04_realm_sft/merged",),
-        ("answers",),
+        ("model_answer",),
         keeps=("answers/*.journal*", "judgments/*.journal*"),
     ),
     Stage(
@@ -116,7 +109,13 @@ STAGES = (
         "06_simulator_realism",
         "06_simulator_realism",
         ("simulator_realism", *USER_TOKENS[:1]),
-        ("01_data/train.jsonl", "01_data/test.jsonl", "02_usergpt_sft/merged", *ASKED_BY),
+        (
+            "01_data/train.jsonl",
+            "01_data/test.jsonl",
+            "02_usergpt_sft/merged",
+            "03_simulation/realchat.jsonl",
+            "03_simulation/beside/*/realchat.jsonl",
+        ),
         ("turns.json",),
         keeps=("openings/*.journal*",),
     ),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from realm.evaluation.card import GROUPS, SIMULATORS
-from realm.reporting.figures import ACCENT, OURS, PUBLISHED, SECOND, STYLE
+from realm.reporting.drawing import ACCENT, OURS, PUBLISHED, SECOND, Drawn, redrawable
 
 LOOKS = {
     SIMULATORS["usergpt"]: (OURS, "o", 9),
@@ -18,34 +17,33 @@ LOOKS = {
 }
 LEFT, RIGHT = -0.45, 2.0  # of the scale; who lies beyond is drawn at the edge, as an arrow
 ALL = "median of all measures"
-COLUMNS = ["group", "measure", "who", "position", "position_low", "position_high", "n"]
 
 
-def realism(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+@redrawable
+def realism(table: pd.DataFrame) -> Drawn:
     """``table``: as ``evaluation.card.table`` gives it, in its order. Measures without a scale are not drawn; with none
     at all the figure says so. Above all measures stand their medians, with the middle half of them."""
-    drawn = table.dropna(subset="position") if len(table) else pd.DataFrame(columns=COLUMNS)
+    drawn = table.dropna(subset="position")
     lines = pd.concat([_medians(drawn), drawn], ignore_index=True) if len(drawn) else drawn
     places, heads = _places(lines)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(9.5, 1.8 + 0.27 * (len(places) + len(heads))))
-        axes.axvspan(LEFT, 0, color=SECOND, alpha=0.08, linewidth=0)
-        axes.axvline(0, color="black", linewidth=1)
-        axes.axvline(1, color="black", linewidth=1, linestyle="--")
-        for row in lines.itertuples():
-            _dot(axes, row, places[row.group, row.measure])
-        for group, height in heads.items():
-            axes.text(LEFT - 0.02, height, group, ha="right", va="center", fontweight="bold", transform=axes.transData)
-        axes.set_yticks(list(places.values()), [measure for _, measure in places])
-        axes.set_xlim(LEFT, RIGHT)
-        axes.set_ylim(max([*places.values(), 0]) + 0.7, -0.9)
-        axes.set_xticks(
-            [0, 0.5, 1, 1.5],
-            ["0\nas humans differ\namong themselves", "0.5", "1\nas the base told\nto play a user", "1.5"],
-        )
-        axes.set_xlabel(_below(drawn), fontsize=9)
-        axes.set_title("How far from humans? Left is nearer" if len(drawn) else "No measure has a scale: too few texts")
-        _legend(figure, lines)
+    figure, axes = plt.subplots(figsize=(9.5, 1.8 + 0.27 * (len(places) + len(heads))))
+    axes.axvspan(LEFT, 0, color=SECOND, alpha=0.08, linewidth=0)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.axvline(1, color="black", linewidth=1, linestyle="--")
+    for row in lines.itertuples():
+        _dot(axes, row, places[row.group, row.measure])
+    for group, height in heads.items():
+        axes.text(LEFT - 0.02, height, group, ha="right", va="center", fontweight="bold", transform=axes.transData)
+    axes.set_yticks(list(places.values()), [measure for _, measure in places])
+    axes.set_xlim(LEFT, RIGHT)
+    axes.set_ylim(max([*places.values(), 0]) + 0.7, -0.9)
+    axes.set_xticks(
+        [0, 0.5, 1, 1.5],
+        ["0\nas humans differ\namong themselves", "0.5", "1\nas the base told\nto play a user", "1.5"],
+    )
+    axes.set_xlabel(_below(drawn), fontsize=9)
+    axes.set_title("How far from humans? Left is nearer" if len(drawn) else "No measure has a scale: too few texts")
+    _legend(figure, lines)
     return figure, table
 
 
@@ -92,7 +90,7 @@ def _below(drawn: pd.DataFrame) -> str:
     )
 
 
-def _legend(figure: Figure, lines: pd.DataFrame) -> None:
+def _legend(figure: plt.Figure, lines: pd.DataFrame) -> None:
     there = [who for who in LOOKS if len(lines) and (lines.who == who).any()]
     handles = [
         plt.Line2D([], [], color=LOOKS[who][0], marker=LOOKS[who][1], markersize=LOOKS[who][2], linewidth=1.3)

@@ -13,6 +13,9 @@ import jinja2
 from realm.core.files import REPOSITORY, ArtefactError, atomic_path, read_json
 from realm.core.manifest import TRAINED_ON
 from realm.core.metrics import PUBLISHED, Metric, Metrics, interval, number
+from realm.evaluation.claims import Judged, judge_all, load_claims
+from realm.evaluation.names import readable
+from realm.reporting import ledger
 
 REFERENCE_METRICS = REPOSITORY / "figures" / "reference_metrics.json"
 REFERENCE_PROFILE = "cpu"  # its run fills figures/ itself; a run of another profile has a folder there
@@ -55,36 +58,70 @@ CONTROL_HEADLINES = {
     "termination_f1_gain": "paired difference, UserGPT minus guesser",
     "termination_auc": "area under the curve of the same, without a threshold (0.5: by chance)",
 }
+# The figures that the report leads with, in order: the realism card and the five that matter.
+LEADING = ("06_realism", "02_perplexity", "04_teaching", "05_mt_bench_published", "01_funnel", "03_realchat")
 PAGE = jinja2.Environment(autoescape=True).from_string(
     (Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8")
 )
 
 
 def write_report(run_folder: Path, profile: str, stages: list[dict[str, Any]]) -> Path:
-    """Write ``report.html`` from metrics, manifests and figures; ``stages``: number, notebook, folder, seconds, and
-    ``stale``, what changed since then, in phrases: such a stage is marked."""
+    """Write ``report.html``: ledger, leading figures, then all metrics and figures by stage, folded.
+
+    ``stages``: number, notebook, folder, seconds, and ``stale``, what changed since then, in phrases: such a stage is
+    marked, and so are its figures.
+    """
     shown = [_stage_view(run_folder, s) for s in stages if (run_folder / s["folder"] / "metrics.json").exists()]
+    metrics = {m.name: m for s in shown for m in s["metrics"]}
+    judged = judge_all(load_claims(), metrics)
+    figures = {f["name"]: f for s in shown for f in s["figures"]}
+    for stage in shown:
+        stage["metrics"] = [_metric_view(m) for m in stage["metrics"]]
+        stage["figures"] = [f for f in stage["figures"] if f["name"] not in LEADING]
+    page = PAGE.render(
+        profile=profile,
+        stages=shown,
+        claims=ledger.lines(judged, metrics),
+        footnote=ledger.footnote(judged),
+        leading=[figures[name] for name in LEADING if name in figures],
+    )
     with atomic_path(run_folder / "report.html") as temporary:
-        temporary.write_text(PAGE.render(profile=profile, stages=shown), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return run_folder / "report.html"
 
 
 def _stage_view(run_folder: Path, stage: dict[str, Any]) -> dict[str, Any]:
     manifest = read_json(run_folder / stage["folder"] / "manifest.json")
-    figures = sorted((run_folder / "figures").glob(f"{stage['number']}_*.png"))
-    return {
+    pictures = sorted((run_folder / "figures").glob(f"{stage['number']}_*.png"))
+    view = {
         **stage,
         "commit": manifest["commit"][:12],
         "seed": manifest["seed"],
         "device": manifest["device"],
-        "metrics": [_metric_view(m) for m in Metrics.load(run_folder / stage["folder"])],
-        "figures": [{"name": f.stem, "data": base64.b64encode(f.read_bytes()).decode()} for f in figures],
+        "metrics": list(Metrics.load(run_folder / stage["folder"])),
+    }
+    return {**view, "figures": [_figure_view(picture, view) for picture in pictures]}
+
+
+def _figure_view(picture: Path, stage: dict[str, Any]) -> dict[str, Any]:
+    """``alt``: what the figure says of itself, where its note tells; ``numbers``: its CSV, beside it."""
+    note = picture.with_suffix(".json")
+    said = read_json(note).get("alt") if note.exists() else None
+    return {
+        "name": picture.stem,
+        "alt": said or picture.stem[3:].replace("_", " "),
+        "numbers": f"figures/{picture.stem}.csv",
+        "data": base64.b64encode(picture.read_bytes()).decode(),
+        "notebook": stage["notebook"],
+        "commit": stage["commit"],
+        "stale": bool(stage.get("stale")),
     }
 
 
 def _metric_view(metric: Metric) -> dict[str, str]:
     return {
         "name": metric.name,
+        "words": readable(metric.name),
         "value": number(metric.value),
         "interval": interval(metric),
         "n": "" if metric.n is None else f"{metric.n:,}",
@@ -101,7 +138,8 @@ def reference_metrics_path(profile: str) -> Path:
 
 
 def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
-    """Make a run a reference: figures of its finished stages, their metrics with manifests, the README's block."""
+    """Make a run a reference: figures of its finished stages with their numbers and notes, their metrics with
+    manifests, the README's block. Figures that these stages no longer draw go."""
     joined = {
         s["folder"]: {
             "metrics": read_json(run_folder / s["folder"] / "metrics.json"),
@@ -112,10 +150,15 @@ def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
         for s in stages
     }
     target = reference_metrics_path(run_folder.name)
-    numbers = tuple(s["number"] for s in stages)
-    for source in sorted(p for p in (run_folder / "figures").iterdir() if p.name.startswith(numbers)):
+    numbers = tuple(f"{s['number']}_" for s in stages)
+    drawn = sorted(p for p in (run_folder / "figures").iterdir() if p.name.startswith(numbers))
+    for source in drawn:
         with atomic_path(target.parent / source.name) as temporary:
             temporary.write_bytes(source.read_bytes())
+    names = {p.name for p in drawn}
+    for old in target.parent.iterdir():
+        if old.is_file() and old.name.startswith(numbers) and old.name not in names:
+            old.unlink()
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
     write_readme_block(REPOSITORY / "README.md")
@@ -127,9 +170,25 @@ def reference_metrics(profile: str = REFERENCE_PROFILE) -> dict[str, Metric]:
     return {r["name"]: Metric(**r) for stage in joined.values() for r in stage["metrics"]}
 
 
+def superseded(profile: str) -> bool:
+    """Whether the committed run of a profile is from before the errata: what manifests did not say then, training got
+    wrong then."""
+    stages = read_json(reference_metrics_path(profile)).values()
+    return not any(TRAINED_ON in s["manifest"] for s in stages)
+
+
+def reference_verdicts() -> dict[str, list[Judged]]:
+    """Every claim judged by each committed run, by profile; a run that is superseded says nothing."""
+    profiles = [p for p in (REFERENCE_PROFILE, CONTROLS_PROFILE) if reference_metrics_path(p).exists()]
+    claims = load_claims()
+    return {p: judge_all(claims, reference_metrics(p)) for p in profiles if not superseded(p)}
+
+
 def readme_block() -> str:
-    """The README's results tables, as Markdown, from the metrics of committed runs and nothing else."""
-    lines = _results(REFERENCE_PROFILE, HEADLINES)
+    """The README's ledger and results tables, as Markdown, from the metrics of committed runs and nothing else."""
+    verdicts = reference_verdicts()
+    lines = ledger.markdown({p: (judged, reference_metrics(p)) for p, judged in verdicts.items()}) if verdicts else []
+    lines += ["", "### The numbers behind it", "", *_results(REFERENCE_PROFILE, HEADLINES)]
     if reference_metrics_path(CONTROLS_PROFILE).exists():
         lines += ["", *_results(CONTROLS_PROFILE, CONTROL_HEADLINES)]
     return "\n".join([*lines, "", "Brackets: 95 % bootstrap intervals."])
@@ -137,14 +196,13 @@ def readme_block() -> str:
 
 SUPERSEDED = (
     "**Superseded.** Made with wrong gradients and another tokenizer than the server's: see `ERRATA.md`. "
-    "To be made anew."
+    "To be made anew; it gives no verdicts."
 )
 
 
 def _results(profile: str, headlines: dict[str, str]) -> list[str]:
     metrics, stages = reference_metrics(profile), list(read_json(reference_metrics_path(profile)).values())
-    # What manifests did not say then, training got wrong then.
-    lines = [] if any(TRAINED_ON in s["manifest"] for s in stages) else [SUPERSEDED, ""]
+    lines = [SUPERSEDED, ""] if superseded(profile) else []
     lines += [f"| what | published | this repository, profile `{stages[0]['profile']}` | n |", "|---|---|---|---|"]
     for name, words in headlines.items():
         if name not in metrics:

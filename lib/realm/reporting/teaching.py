@@ -5,38 +5,37 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from realm.evaluation.teaching import BASE, EQUAL_TOKENS, REALCHAT
-from realm.reporting.figures import ACCENT, OURS, PUBLISHED, SECOND, STYLE
+from realm.reporting.drawing import ACCENT, OURS, PUBLISHED, SECOND, Drawn, redrawable
 
 COLORS = {BASE: PUBLISHED, REALCHAT: OURS, "humans": SECOND}
 
 
-def teaching(table: pd.DataFrame, title: str) -> tuple[Figure, pd.DataFrame]:
+@redrawable
+def teaching(table: pd.DataFrame, title: str) -> Drawn:
     """Perplexity of the responder's answers to held-out humans, by student, and over RealChat's share.
 
     ``table``: as ``lessons.lessons_table`` gives it.
     """
     compared = table[table.way.isin(("", EQUAL_TOKENS))]
     scaling = table[(table.corpus == BASE) | ((table.corpus == REALCHAT) & (table.way != EQUAL_TOKENS))]
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), width_ratios=(3, 2), sharey=True)
-        _students(left, compared)
-        rows = scaling.sort_values("conversations")
-        right.errorbar(
-            rows.conversations,
-            rows.perplexity,
-            [rows.perplexity - rows.ci_low, rows.ci_high - rows.perplexity],
-            color=OURS,
-            marker="o",
-            capsize=4,
-        )
-        right.set_xlabel("conversations of RealChat (0: the base model)")
-        left.set_ylabel("perplexity, lower is better")
-        figure.suptitle(title)
-        note = f"95 % bootstrap intervals over {table.n.max()} held-out conversations; paired differences: the table"
-        figure.supxlabel(note, fontsize=9)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), width_ratios=(3, 2), sharey=True)
+    _students(left, compared)
+    rows = scaling.sort_values("conversations")
+    right.errorbar(
+        rows.conversations,
+        rows.perplexity,
+        [rows.perplexity - rows.ci_low, rows.ci_high - rows.perplexity],
+        color=OURS,
+        marker="o",
+        capsize=4,
+    )
+    right.set_xlabel("conversations of RealChat (0: the base model)")
+    left.set_ylabel("perplexity, lower is better")
+    figure.suptitle(title)
+    note = f"95 % bootstrap intervals over {table.n.max()} held-out conversations; paired differences: the table"
+    figure.supxlabel(note, fontsize=9)
     return figure, table
 
 

@@ -80,12 +80,14 @@ class Job:
         conversations = drawn(conversations, self.conversations, self.seed)
         if self.block == "realm_sft":
             conversations = [s for parts in split_long(conversations, encoder) for s in parts]
-        share = self.config.opening_share if isinstance(self.config, UserSFT) else None
+        config, openings = self.config, ()
         if self.control == "plain_segments":
             plain = map(without_context, conversations)
-            conversations, share = [c for c in plain if c.messages], None
-        limits = {"max_tokens": self.config.max_train_tokens, "max_supervised": self.supervised_tokens}
-        return select_rows(conversations, encoder, seed=self.seed, opening_share=share, **limits)
+            conversations = [c for c in plain if c.messages]
+        elif isinstance(config, UserSFT):
+            openings = (config.opening_share, config.opening_rows)
+        limits = (config.max_train_tokens, self.seed)
+        return select_rows(conversations, encoder, *limits, *openings, max_supervised=self.supervised_tokens)
 
     def held_out(self, encoder: Encoder) -> list[Encoded]:
         """``valid_conversations`` rows, the same each time, whose loss says which step was the best."""

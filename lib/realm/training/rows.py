@@ -36,23 +36,24 @@ def select_rows(
     max_tokens: int | None,
     seed: int,
     opening_share: float | None = None,
+    opening_rows: str = "segment",
     max_supervised: int | None = None,
 ) -> Selection:
     """Encode conversations in a seeded order until ``max_tokens`` tokens (tails cut), or ``max_supervised`` tokens that
     carry the loss, are reached: the last row is the one that reaches them.
 
     ``opening_share``: of these tokens, how much goes to conversations that open their session, as far as there are
-    enough of them, and the rest to the others; None takes all as they come. Raises TrainingError if nothing is
-    supervised in any of them.
+    enough of them, and the rest to the others; None takes all as they come. ``opening_rows``: these whole, or their
+    first supervised ``turn`` alone. Raises TrainingError if nothing is supervised in any of them.
     """
     if opening_share is None:
-        parts = [_selected(conversations, encoder, max_tokens, seed, max_supervised)]
+        parts = [_selected(conversations, encoder, max_tokens, seed, max_supervised=max_supervised)]
     else:
         opens = [c for c in conversations if c.opens_session]
         inside = [c for c in conversations if not c.opens_session]
         for_openings = round(opening_share * max_tokens)
-        shares = [(opens, for_openings), (inside, max_tokens - for_openings)]
-        parts = [_selected(some, encoder, tokens, seed) for some, tokens in shares]
+        shares = [(opens, for_openings, opening_rows == "turn"), (inside, max_tokens - for_openings, False)]
+        parts = [_selected(some, encoder, tokens, seed, alone) for some, tokens, alone in shares]
     chosen = Selection(
         rows=[row for part in parts for row in part.rows],
         tokens=sum(part.tokens for part in parts),
@@ -82,6 +83,7 @@ def _selected(
     encoder: Encoder,
     max_tokens: int | None,
     seed: int,
+    first_turn_alone: bool = False,
     max_supervised: int | None = None,
 ) -> Selection:
     order = np.random.default_rng(seed).permutation(len(conversations))
@@ -99,9 +101,9 @@ def _selected(
                 if row.supervised == 0:
                     empty += 1
                     continue
-                rows.append(row.without_tail())
+                rows.append(row.first_turn() if first_turn_alone else row.without_tail())
                 tokens += len(rows[-1].input_ids)
-                supervised += row.supervised
+                supervised += rows[-1].supervised
                 bar.update(len(rows[-1].input_ids))
             if full():
                 break
