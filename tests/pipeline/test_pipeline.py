@@ -279,6 +279,34 @@ def test_a_stage_is_done_while_nothing_changes(profile, tmp_path):
     assert changes(stage, other, tmp_path) == ["profile simulation.free 2 -> 9"]
 
 
+@pytest.mark.usefixtures("same_code")
+def test_a_stage_that_left_something_to_do_is_not_skipped(profile, tmp_path):
+    stage, left = STAGES[2], ["2 failed conversations are asked again"]
+    finish(stage, profile, tmp_path)
+    marks.finish(stage, made_of(stage, profile, 1, tmp_path), tmp_path, 1.5, left)
+    assert changes(stage, profile, tmp_path) == left
+
+
+@pytest.mark.usefixtures("same_code")
+def test_a_corpus_beside_realchat_is_of_the_stage_that_wrote_it_and_of_the_one_that_reads_it(profile, tmp_path):
+    path = tmp_path / "03_simulation/beside/humans/realchat.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    for stage in STAGES[2:4]:
+        (tmp_path / stage.folder).mkdir(exist_ok=True)
+        for name in (*stage.writes, "metrics.json", "manifest.json"):
+            if "*" not in name:
+                (tmp_path / stage.folder / name).write_text("[]")
+        marks.finish(stage, made_of(stage, profile, 1, tmp_path), tmp_path, 1.5)
+        assert changes(stage, profile, tmp_path) == []
+    path.write_text("{ }")
+    assert changes(STAGES[2], profile, tmp_path) == ["beside/humans/realchat.jsonl was changed"]
+    assert changes(STAGES[3], profile, tmp_path) == ["input 03_simulation/beside/humans/realchat.jsonl"]
+    path.unlink()
+    assert changes(STAGES[2], profile, tmp_path) == ["beside/humans/realchat.jsonl is gone"]
+    assert len(changes(STAGES[3], profile, tmp_path)) == 1
+
+
 def test_the_manifest_knows_every_gguf_that_the_stage_serves(profile, tmp_path):
     file = tmp_path / "judge.gguf"
     file.write_bytes(b"GGUF, or nearly")

@@ -7,13 +7,14 @@ import sqlite3
 import pytest
 import yaml
 from simulation_stage import SEEDS
-from stub_server import BAD_KEY
+from stub_server import BAD_KEY, NO_WAY, echo_digest
 
 from realm.conversations.conversation import CONTEXT, PLACE, SESSION, Conversation, Message
 from realm.conversations.readers import load_conversations
 from realm.conversations.writers import write_conversations
 from realm.core.asker import Asker
 from realm.core.profile import PROFILE_FOLDER, Profile, load_profile, run_folder
+from realm.core.seeds import turn_seed
 from realm.core.set_aside import set_aside_so_far
 from realm.dialogue import encoder
 from realm.dialogue.segments import from_their_opening
@@ -129,6 +130,14 @@ def test_an_interrupted_corpus_goes_on_where_it_stopped(servers, folder):
     hold(chosen, folder, "told")
     again = asked(servers)
     assert len(said) + sum(again) == len(turns_in(path)) == 2 * 5 and set(said) < set(turns_in(path))
+
+
+def test_failed_conversations_are_told_until_they_are_no_longer_asked_again(servers, folder):
+    chosen = profile_of(servers, {"told": {"simulator": "roleplay"}})
+    poison = turn_seed("free-00001", 0, 7)
+    servers[0].reply = lambda body: "poison?" if body["seed"] == poison else echo_digest(body)
+    servers[1].reply = lambda body: NO_WAY if "poison" in str(body["messages"]) else echo_digest(body)
+    assert [hold(chosen, folder, "told")[0].again for _ in range(4)] == [1, 1, 0, 0]
 
 
 def test_shards_and_merge_and_the_command_line(servers, folder, monkeypatch, capsys, tmp_path):
