@@ -117,6 +117,6 @@ fi
 #   03  RealChat: UserGPT talks with a responder, free and seeded, over the OpenAI protocol
 #   04  ReaLM: QLoRA on the answers of RealChat; perplexity of held-out real answers before and after
 #   05  MT-Bench: base model and ReaLM answer; the paper's figures from the published scores
-#   06  realism: UserGPT and a role-playing model beside humans, with the human floor
+#   06  realism card: UserGPT, its untrained base and two role-players beside humans, with the human floor
 if [ -n "$ONLY" ]; then WHICH=(--stage "$ONLY"); else WHICH=(--all --from "$FROM"); fi
 exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" "${WHICH[@]}" --report ${FORCE[@]+"${FORCE[@]}"} ${PUBLISH[@]+"${PUBLISH[@]}"}

@@ -89,7 +89,8 @@ def profile_of(source: str, model: str, urls: tuple[str, str], taught: bool) -> 
     else:
         values["simulation"]["beside"], values["teaching"] = {}, None
     values["mt_bench"] |= {"base": responder, "realm": responder}
-    values["simulator_realism"] |= {"usergpt": user, "roleplay": user, "permutations": 1, "repeats": 1}
+    asked = dict.fromkeys(("usergpt", "base", "roleplay", "responder"), user)
+    values["simulator_realism"] |= {**asked, "permutations": 1, "repeats": 1}
     return values
 
 

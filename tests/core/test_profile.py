@@ -129,6 +129,12 @@ WRONG = [
     ),
     ("realm_sft.own_split", {"train_share": 0.95}, "realm_sft.own_split.seed: missing; allowed: int >= 0"),
     ("realm_sft.own_split", {"train_share": 1.0, "seed": 1}, "not 1.0; allowed: float > 0, < 1"),
+    ("simulator_realism.base", ..., "simulator_realism.base: missing"),
+    ("simulator_realism.sizes", [], "simulator_realism.sizes: "),
+    ("simulator_realism.sizes", [21], "sizes must rise, from 10 at least to conversations, 20, at most"),
+    ("simulator_realism.sizes", [20, 10], "sizes must rise"),
+    ("simulator_realism.sizes", [9], "sizes must rise, from 10 at least"),
+    ("simulator_realism.compared_tokens", 0, "not 0; allowed: int >= 8"),
     ("mt_bench.beside", {"chat": {"engine": "vllm"}}, "mt_bench.beside.chat.model: missing; allowed: str"),
     (
         "mt_bench.beside",

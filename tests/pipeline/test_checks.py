@@ -274,8 +274,9 @@ def test_keys_and_programs_that_are_not_here_stop_a_run_but_no_dry_run(monkeypat
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     code, out, _ = dry_run("paper", capsys)
     assert code == 0
-    missing = "03_simulation, 05_mt_bench: simulation.responder.api_key_env, mt_bench.judge.api_key_env: environment "
-    assert f"on this machine: {missing}variable OPENAI_API_KEY is not set" in out
+    stages = "03_simulation, 05_mt_bench, 06_simulator_realism"
+    keys = [f"{who}.api_key_env" for who in ("simulation.responder", "mt_bench.judge", "simulator_realism.responder")]
+    assert f"on this machine: {stages}: {', '.join(keys)}: environment variable OPENAI_API_KEY is not set" in out
     assert main(["--profile", "paper", "--check"]) == 1
     assert capsys.readouterr().err.startswith(f"error: {PROFILE_FOLDER / 'paper.yaml'}: ")
 

@@ -261,6 +261,13 @@ OTHER = {
     "simulation.responder_prompt": "Answer in one line.",
     "simulation.cut_turns": "continue",
     "mt_bench.questions": 16,
+    "simulator_realism.sizes": [10, 20],
+    "simulator_realism.responder": {
+        "engine": "api",
+        "base_url": "http://127.0.0.1:9",
+        "model": "m",
+        "max_new_tokens": 8,
+    },
     "simulation.budget.requests": 10_000,
     "simulation.budget.tokens": 10_000_000,
     "simulation.budget.dollars": 1000.0,

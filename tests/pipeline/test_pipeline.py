@@ -122,11 +122,11 @@ def test_the_same_things_give_the_same_fingerprint(profile, tmp_path):
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
-        ("01_data/train.jsonl", {"02", "03"}),
+        ("01_data/train.jsonl", {"02", "03", "06"}),
         ("01_data/test.jsonl", {"02", "03", "04", "06"}),
         ("01_data/seeds.jsonl", {"03"}),
         ("02_usergpt_sft/merged/model.safetensors", {"03", "06"}),
-        ("03_simulation/realchat.jsonl", {"04"}),
+        ("03_simulation/realchat.jsonl", {"04", "06"}),
         ("04_realm_sft/merged/model.safetensors", {"05"}),
         ("02_usergpt_sft/merged/model-q8_0.gguf", set()),  # written by the stage that reads the folder
     ],

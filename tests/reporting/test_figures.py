@@ -12,7 +12,7 @@ import pytest
 
 from realm import reporting
 from realm.evaluation import mt_bench_scores, published
-from realm.reporting import drawing, figures, regenerate, teaching
+from realm.reporting import card, drawing, figures, regenerate, teaching
 
 FUNNEL_OURS = pd.DataFrame({"step": ["read", "markup converted, product names dropped"], "sessions": [1000, 900]})
 INTERVALS = pd.DataFrame(
@@ -29,6 +29,21 @@ REALISM = pd.DataFrame(
         {"measure": m, "who": w, "value": v, "ci_low": v - 0.1, "ci_high": v + 0.2, "n": 24}
         for m in ("AUC", "words")
         for w, v in (("UserGPT", 0.7), ("role-play", 0.9), ("humans (floor)", 0.5))
+    ]
+)
+CARD = pd.DataFrame(
+    [
+        {
+            "group": "what is asked",
+            "measure": m,
+            "who": w,
+            "position": v,
+            "position_low": v - 0.1,
+            "position_high": v,
+            "n": 24,
+        }
+        for m in ("told apart", "length")
+        for w, v in (("UserGPT", 0.3), ("base told to play a user", 1.0))
     ]
 )
 CONTROLS = pd.DataFrame(
@@ -79,6 +94,7 @@ DRAWN = {
     ),
     "mt_bench_by_category": lambda: figures.mt_bench_by_category(by_category(), "Title", "a source"),
     "realism": lambda: figures.realism(REALISM),
+    "card.realism": lambda: card.realism(CARD),
     "teaching.teaching": lambda: teaching.teaching(TEACHING, "Whose questions teach?"),
 }
 

@@ -22,6 +22,7 @@ from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
 from realm.core.fine_tunes import SFT, Teaching, UserSFT
 from realm.core.profile_errors import explain
+from realm.core.simulator_realism import SimulatorRealism
 
 PROFILE_FOLDER = REPOSITORY / "profiles"
 RUNS_VARIABLE = "REALM_RUNS"
@@ -226,18 +227,6 @@ class MTBench(Block):
         if self.questions % 8:
             raise ValueError("questions must be a multiple of 8, the number of categories")
         return self
-
-
-class SimulatorRealism(Block):
-    """Notebook 06. ``conversations``: first turns of each simulator, and of each of two groups of humans; the second
-    group is the floor."""
-
-    usergpt: Endpoint
-    roleplay: Endpoint
-    embedder: str
-    conversations: int = Field(ge=10)
-    repeats: int = Field(ge=1, description="cross-validation splits of the two-sample test")
-    permutations: int = Field(ge=0, description="label permutations that calibrate it")
 
 
 class Profile(Block):

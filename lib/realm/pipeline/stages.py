@@ -109,8 +109,15 @@ STAGES = (
         "06_simulator_realism",
         "06_simulator_realism",
         ("simulator_realism", *USER_TOKENS[:1]),
-        ("01_data/test.jsonl", "02_usergpt_sft/merged"),
+        (
+            "01_data/train.jsonl",
+            "01_data/test.jsonl",
+            "02_usergpt_sft/merged",
+            "03_simulation/realchat.jsonl",
+            "03_simulation/beside/*/realchat.jsonl",
+        ),
         ("turns.json",),
+        keeps=("openings/*.journal*",),
     ),
 )
 
