@@ -129,11 +129,13 @@ def test_one_launched_process_trains_the_adapter_of_the_call_in_a_notebook(job):
     same(adapter(launched), weights, rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_train_as_one_with_twice_the_accumulation(job, monkeypatch, capfd):
-    alone, together = (job(f"x{n}", accumulation=n, eval_steps=2) for n in (4, 2))
+@pytest.mark.parametrize("gpus", [2, 0])
+def test_two_processes_train_as_one_with_twice_the_accumulation(job, monkeypatch, capfd, gpus):
+    alone = job("alone", accumulation=4, eval_steps=2)
+    together = job("together", accumulation=2, eval_steps=2, **({} if gpus else {"cpu_processes": 2}))
     one, _ = in_process(alone)
     capfd.readouterr()
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     two, weights = in_process(together)
     assert len(one) == len(two) == optimizer_steps(together.config, segments=13, processes=2)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-3)

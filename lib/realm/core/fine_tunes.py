@@ -29,7 +29,8 @@ class SFT(Block):
     measured on. ``eval_steps``: every so many optimizer steps the loss of ``valid_conversations`` validation rows is
     logged (null: never), and ``keep`` says what training ends with: the ``best`` of those steps, or the ``last``.
     ``own_split`` null takes these rows from valid.jsonl of notebook 01.
-    An optimizer step sees batch_size * accumulation * processes segments.
+    An optimizer step sees batch_size * accumulation * processes segments. ``cpu_processes``: where there is no GPU, so
+    many processes train together, a core or more each: short segments leave a second core idle in one process.
     """
 
     base_model: str
@@ -47,6 +48,7 @@ class SFT(Block):
     batch_size: int = Field(ge=1, description="segments per device in one forward pass")
     accumulation: int = Field(ge=1, description="forward passes per optimizer step")
     gradient_checkpointing: bool
+    cpu_processes: int = Field(default=1, ge=1)
     checkpoint_steps: int = Field(ge=1)
     eval_steps: int | None = Field(ge=1)
     keep: Literal["best", "last"] = "best"

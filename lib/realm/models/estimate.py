@@ -139,12 +139,14 @@ def stage_rows(profile: Profile, block: str, measured: Mapping[str, float], gpus
     """Label -> text of one training stage. Raises UnknownArchitecture for a model whose shape is not known.
 
     ``gpus`` null: 4 for a full fine-tune, else 1. ``compute_dtype: auto`` counts as bfloat16 if GPUs are asked for.
+    Processes of a CPU share its time, and hold their tensors each.
     """
     config = getattr(profile, block)
     on_gpu = config.compute_dtype == "bfloat16" or (config.compute_dtype == "auto" and gpus is not None)
-    processes = gpus or (FULL_GPUS if on_gpu and config.method == "full" else 1)
+    processes = gpus or (config.cpu_processes if not on_gpu else FULL_GPUS if config.method == "full" else 1)
     shape, load = architecture(config.base_model), workload(profile, block, measured)
-    parts = memory(shape, config, profile.dialogue.max_length, load.share, processes, 2 if on_gpu else 4)
+    devices, width = (processes, 2) if on_gpu else (1, 4)
+    parts = memory(shape, config, profile.dialogue.max_length, load.share, devices, width)
     total, flops = sum(parts.values()), stage_flops(shape, config, load)
     # The notebook compares before and after on one device, where nothing else is then.
     whole = 4 * shape.parameters if config.method == "full" else 0
@@ -160,7 +162,7 @@ def stage_rows(profile: Profile, block: str, measured: Mapping[str, float], gpus
         "optimizer steps": f"{'>= ' if load.few_segments else ''}{optimizer_steps(config, load.segments, processes):,}",
     }
     for name, device in (GPUS if on_gpu else CPU).items():
-        span = " to ".join(map(_duration, seconds(flops, device, processes)))
+        span = " to ".join(map(_duration, seconds(flops, device, devices)))
         rows[f"time, {name}"] = span if fits(max(total, whole), device) else "does not fit"
     return rows
 

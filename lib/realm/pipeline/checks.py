@@ -254,7 +254,9 @@ def _memory(profile: Profile, stage: str, block: str, gpus: int | None) -> Itera
     elif known:
         has, most = "the largest card known here", max(known.values())
     else:
-        has, most = "this machine", _machine_gib()
+        shared = config.cpu_processes
+        has = "this machine" if shared == 1 else f"each of {shared} processes (cpu_processes) on this machine"
+        most = _machine_gib() / shared
     if need > most:
         yield Finding(STOPS, stage, f"{block}.base_model", f"{what}; {has} has {most:.1f}{_less(config)}")
     elif known and not cards and gpus is None:

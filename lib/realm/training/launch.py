@@ -1,8 +1,10 @@
-"""One process a GPU: a stage's training by names and files, under accelerate's launcher.
+"""One process a GPU, or several on a CPU: a stage's training by names and files, under a launcher.
 
 ``python -m realm.training`` is the same training outside a notebook, for ``accelerate launch``: one process a GPU.
 An optimizer step then sees batch_size * accumulation * processes segments; the budget of tokens is that of all
-processes together. A full fine-tune is sharded over them (FSDP), adapters are repeated on each (DDP).
+processes together. On GPUs a full fine-tune is sharded over them (FSDP); adapters are repeated on each (DDP), and so is
+everything between processes of a CPU (profile value ``cpu_processes``), which PyTorch's own launcher starts:
+accelerate's would want MPI there.
 """
 
 from __future__ import annotations
@@ -114,18 +116,21 @@ class Job:
 def launch_or_train(
     model: torch.nn.Module, encoder: Encoder, rows: Sequence[Encoded], job: Job
 ) -> list[dict[str, float]]:
-    """``train``, in one process for each GPU where there are several, else right here; the same result in ``model``.
+    """``train``, in one process for each GPU where there are several, in ``cpu_processes`` of them without a GPU, else
+    right here; the same result in ``model``.
 
     Raises TrainingError as ``train`` does, and if a launched process failed or came to other rows than ``rows``.
     """
-    processes = torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
+    processes = gpus or job.config.cpu_processes
     if processes < 2:
         return train(model, encoder.tokenizer, rows, job.config, job.folder, job.seed, job.held_out(encoder))
     place = next(model.parameters()).device
     if job.config.method != "qlora":  # four-bit weights are small, and stay on the device that packed them
         model.to("cpu")
         torch.cuda.empty_cache()
-    run_child([*_launcher(job.config, processes), *job.command(), "--rows", rows_sha256(rows)])
+    launcher = _launcher(job.config, gpus) if gpus else _cpu_launcher(processes)
+    run_child([*launcher, *job.command(), "--rows", rows_sha256(rows)])
     _load_trained(model, job.folder / TRAINED)
     model.to(place).eval()
     lines = (job.folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -139,6 +144,13 @@ def _launcher(config: SFT, processes: int) -> list[str]:
     count = ["--num_processes", str(processes), "--main_process_port", "0"]  # 0: any port that is free
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     return [*launch, *sharing, *(plain if config.method != "full" else []), *count, "--module", "realm.training"]
+
+
+def _cpu_launcher(processes: int) -> list[str]:
+    """PyTorch's launcher; the cores are shared out, unless OMP_NUM_THREADS says otherwise."""
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // processes)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return ["env", f"OMP_NUM_THREADS={threads}", *launch, "-m", "realm.training"]
 
 
 def _load_trained(model: torch.nn.Module, folder: Path) -> None:
