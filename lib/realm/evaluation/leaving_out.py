@@ -83,6 +83,10 @@ def fold_values(rows: Rows, label: np.ndarray, folds: np.ndarray) -> list[float]
     return found
 
 
+# Found by simulation, not derived: without it 370 of 400 intervals held, at 400 a side and an AUC of 0.75.
+WIDER = 1.2
+
+
 @dataclass(frozen=True)
 class Spread:
     """What leaving out each conversation does to the value, for each folding apart.
@@ -105,7 +109,7 @@ class Spread:
         left, ranked = (_between_foldings(self._centred(m)) for m in (self.moves, self.ranked))
         foldings = len(self.values)
         noise = float(np.var(self.values, ddof=1)) / foldings if foldings > 1 else 0.0
-        return max(left - self.pairs, self.pairs, ranked) + noise
+        return WIDER * (max(left - self.pairs, self.pairs, ranked) + noise)
 
     def _centred(self, moves: np.ndarray) -> np.ndarray:
         made = moves.copy()
