@@ -123,7 +123,8 @@ def test_nothing_is_invented_where_nothing_is_known(adapter):
     assert row(text, "licence")[1] == "that of the base model, which was not recorded"
     assert "commit of the code" not in text
     values = " ".join(str(v) for v in [*CPU.usergpt_sft.model_dump().values(), *CPU.dialogue.model_dump().values()])
-    known = set(re.findall(r"\d[\d.,]*", values + " 20230823 80,000 2308.11534 135 256"))
+    budget = f"{CPU.usergpt_sft.max_train_tokens:,}"
+    known = set(re.findall(r"\d[\d.,]*", f"{values} 20230823 {budget} 2308.11534 135 256"))
     found = {n.rstrip(".,") for n in re.findall(r"(?<![\w-])\d[\d.,]*", text.replace(TEMPLATE, ""))}
     assert found <= known
 
@@ -144,7 +145,7 @@ def test_serving_fits_what_the_folder_holds(adapter, tmp_path):
 
 
 def test_limits_follow_the_configuration(adapter):
-    assert "a budget of 80,000 tokens a pass" in card(adapter)
+    assert f"a budget of {CPU.usergpt_sft.max_train_tokens:,} tokens a pass" in card(adapter)
     paper = load_profile("paper")
     text = card(adapter, config=paper.usergpt_sft, dialogue=paper.dialogue)
     assert "budget" not in text and "not all weights" not in text and "at most 2048 tokens" in text
