@@ -30,7 +30,8 @@ class SFT(Block):
     logged (null: never), and ``keep`` says what training ends with: the ``best`` of those steps, or the ``last``.
     ``own_split`` null takes these rows from valid.jsonl of notebook 01.
     An optimizer step sees batch_size * accumulation * processes segments. ``cpu_processes``: where there is no GPU, so
-    many processes train together, a core or more each: short segments leave a second core idle in one process.
+    many processes train together, a core or more each. Threads of one process wait for each other at every operation:
+    beside other work two processes were four times as fast as two threads, on an idle machine no faster.
     """
 
     base_model: str
