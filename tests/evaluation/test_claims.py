@@ -52,6 +52,11 @@ def test_a_difference_by_its_interval_alone(low, high, below, above):
     assert verdict({"metric": GAP, "above": 0}, metric(GAP, value, low, high)) == above
 
 
+@pytest.mark.parametrize(("n", "expected"), [(5, OPEN), (19, OPEN), (20, SHOWN), (None, SHOWN)])
+def test_a_handful_of_conversations_decides_nothing(n, expected):
+    assert verdict({"metric": GAP, "below": 0}, metric(GAP, -2.0, -3.0, -1.0, n)) == expected
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [

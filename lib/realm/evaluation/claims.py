@@ -7,7 +7,8 @@ metric's 95 % interval with a bound:
 - *contradicted here*: it lies wholly on the other side of where there is no effect (``nothing``, else
   the bound);
 - *not shown here*: it lies wholly short of the bound, though not on that other side;
-- *cannot be told at this size*: anything else, a metric without an interval among it;
+- *cannot be told at this size*: anything else, among it a metric without an interval, or of fewer than ``AT_LEAST``
+  conversations, whose bootstrap intervals are too narrow;
 - *untested*: the metric is not there.
 
 A rule ``near`` asks that a value lies within a share of another: it knows *shown*, *not shown* and *cannot be told*.
@@ -35,6 +36,7 @@ from realm.evaluation.names import metric_names
 from realm.evaluation.two_sample import holm
 
 FILE = REPOSITORY / "claims.yaml"
+AT_LEAST = 20
 HALF_WIDTH = 1.959964  # standard deviations of a normal that half a 95 % interval spans
 
 
@@ -207,7 +209,7 @@ def _judge_rule(rule: Rule, metrics: Mapping[str, Metric]) -> tuple[Verdict, flo
         return Verdict.UNTESTED, None
     if rule.near is not None:
         return _near(metric, bound, rule.within), None
-    if metric.ci_low is None:
+    if metric.ci_low is None or (metric.n is not None and metric.n < AT_LEAST):
         return Verdict.CANNOT_BE_TOLD, None
     # "Below" is "above" in the mirror.
     sign = 1 if rule.above is not None else -1

@@ -12,7 +12,7 @@ from realm.conversations.conversation import Conversation
 from realm.core.metrics import Metrics
 from realm.core.profile import Simulation
 from realm.dialogue.encoder import Encoder
-from realm.evaluation.intervals import bootstrap, mean_interval, ratio_of_sums
+from realm.evaluation.intervals import bootstrap, fixed_by_limit, mean_interval, ratio_of_sums
 from realm.simulation.run import Outcome
 
 _ROLES = ("user", "assistant")
@@ -51,9 +51,13 @@ def corpus_by_asker(
     answers = np.array([len(of_one) for of_one in tokens["assistant"]])
     if answers.sum():
         rounds, total = [float(c.rounds) for c in talks], np.array([sum(of_one) for of_one in tokens["assistant"]])
-        ci, each = mean_interval(rounds, seed), bootstrap([total, answers], _mean_of_answers, seed)
+        each = bootstrap([total, answers], _mean_of_answers, seed)
+        fixed = fixed_by_limit(rounds, config.max_rounds)
+        ci, unit = (
+            (None, "rounds, fixed by the profile: no result") if fixed else (mean_interval(rounds, seed), "rounds")
+        )
         row["rounds"] = metrics.add(
-            f"corpus_{name}_rounds_mean", float(np.mean(rounds)), ci=ci, n=len(talks), unit="rounds"
+            f"corpus_{name}_rounds_mean", float(np.mean(rounds)), ci=ci, n=len(talks), unit=unit
         ).value
         mean = float(_mean_of_answers(total, answers))
         unit = "tokens an answer, with its frame"
