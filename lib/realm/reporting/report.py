@@ -29,7 +29,6 @@ HEADLINES = {
     "user_turn_perplexity_after": "perplexity of held-out human turns, UserGPT",
     "user_turn_perplexity_difference": "paired difference, after minus before",
     "realchat_conversations": "RealChat conversations simulated",
-    "realchat_rounds_mean": "mean rounds a conversation",
     "assistant_turn_perplexity_before": "perplexity of held-out real answers, base model",
     "assistant_turn_perplexity_after": "perplexity of held-out real answers, ReaLM",
     "assistant_turn_perplexity_difference": "paired difference, after minus before",
