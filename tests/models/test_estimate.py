@@ -410,7 +410,7 @@ class TestAgainstTheReferenceRun:
             segments = measured(stage)[f"{name}_train_segments"]
             lines = (REFERENCE_METRICS.parent / f"{stage[:2]}_loss.csv").read_text().splitlines()
             config = getattr(load_profile("cpu"), block)
-            assert workload.optimizer_steps(config, segments, 1) == len(lines) - 1
+            assert workload.optimizer_steps(config, segments, config.cpu_processes) == len(lines) - 1
 
 
 # ---------------------------------------------------------------- the dry run
