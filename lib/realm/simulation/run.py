@@ -281,6 +281,7 @@ def _dispatch(given: argparse.Namespace) -> None:
     chosen, folder = load_profile(given.profile), run_folder(given.profile)
     for endpoint in chosen.endpoints().values():
         register_secret(os.environ.get(endpoint.api_key_env or ""))
+    make_folder(folder / STAGE_FOLDER)  # before anything else: a place that cannot be written names its variable
     if given.merge:
         count, outcome = merge(chosen, chosen.seed, folder, given.corpus)
         print(f"{count} shards joined\n{outcome}")
