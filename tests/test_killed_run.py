@@ -43,7 +43,15 @@ def values_of(servers):
     values = load_profile("smoke").model_dump(mode="json")
     sides = (s.endpoint(context_length=2048, concurrency=CONCURRENCY, max_retries=4) for s in servers)
     user, responder = (side.model_dump(mode="json") for side in sides)
-    values["simulation"] |= {"user": user, "responder": responder, "free": 10, "seeded": 4, "max_rounds": 3}
+    values["simulation"] |= {
+        "user": user,
+        "responder": responder,
+        "free": 10,
+        "seeded": 4,
+        "max_rounds": 3,
+        "beside": {},
+    }
+    values["teaching"] = None
     return values
 
 
@@ -65,8 +73,8 @@ def with_data(folder):
     run = folder / "runs" / "mine"
     for place in ("01_data", "02_usergpt_sft/merged"):
         (run / place).mkdir(parents=True)
-    write_conversations(run / "01_data" / "seeds.jsonl", SEEDS)
-    write_conversations(run / "01_data" / "test.jsonl", SEEDS)
+    for side in ("train", "seeds", "test"):
+        write_conversations(run / "01_data" / f"{side}.jsonl", SEEDS)
     (run / "02_usergpt_sft" / "merged" / "config.json").write_text("{}")
     return run / "03_simulation"
 
