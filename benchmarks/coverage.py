@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold what they are of: ``python -m benchmarks.coverage``, some forty minutes of one core.
+"""How often 95 % intervals hold what they are of: ``python -m benchmarks.coverage``.
 
 Gaussian vectors with the spectrum of MiniLM embeddings (the eigenvalues of 848 human openings' covariance,
 ``results/minilm_spectrum.csv``), turned at random; simulators are shifted. What an interval should hold is the mean of

@@ -206,7 +206,7 @@ def test_what_is_wrong_is_said_in_one_line(kind, tmp_path):
         ("", "file: "),
         ("- a", "file: "),
         ("{", "not valid YAML"),
-        ("claims: {it: {claim: c, where: w, rules: [], rules: []}}", "'rules' stands there twice"),
+        ("claims: {it: {claim: c, where: w, rules: [], rules: []}}", "key 'rules' stands twice"),
         ("claims: {? [a] : b}", "not valid YAML"),
         ("claims: {1: {claim: c}}", "claims"),
         (None, "missing"),
@@ -226,7 +226,7 @@ def test_one_name_twice_is_refused(tmp_path):
     path = tmp_path / "claims.yaml"
     one = "  it: {claim: c, where: w, rules: [{metric: user_turn_perplexity_difference, below: 0}]}\n"
     path.write_text(f"claims:\n{one}{one}")
-    with pytest.raises(ClaimsError, match=r"claims\.yaml: .*'it' stands there twice"):
+    with pytest.raises(ClaimsError, match=r"claims\.yaml: .*key 'it' stands twice"):
         load_claims(path)
 
 

@@ -24,13 +24,6 @@ INTERVALS = pd.DataFrame(
         "n": [40, 40],
     }
 )
-REALISM = pd.DataFrame(
-    [
-        {"measure": m, "who": w, "value": v, "ci_low": v - 0.1, "ci_high": v + 0.2, "n": 24}
-        for m in ("AUC", "words")
-        for w, v in (("UserGPT", 0.7), ("role-play", 0.9), ("humans (floor)", 0.5))
-    ]
-)
 CARD = pd.DataFrame(
     [
         {
@@ -93,7 +86,6 @@ DRAWN = {
         SCORES, "score", "ReaLM-7B", "score", "Title", "a source", "spread"
     ),
     "mt_bench_by_category": lambda: figures.mt_bench_by_category(by_category(), "Title", "a source"),
-    "realism": lambda: figures.realism(REALISM),
     "card.realism": lambda: card.realism(CARD),
     "teaching.teaching": lambda: teaching.teaching(TEACHING, "Whose questions teach?"),
 }
@@ -123,7 +115,7 @@ def figure_functions():
 
 def test_every_figure_function_can_be_drawn_anew_and_is_drawn_here():
     found = figure_functions()
-    assert {"funnel", "distributions", "realism"} <= set(found)
+    assert {"funnel", "distributions", "card.realism"} <= set(found)
     assert [name for name, f in found.items() if not getattr(f, "redrawable", False)] == []
     assert set(found) <= set(DRAWN)
 
@@ -177,8 +169,8 @@ def test_every_figure_has_a_title_and_labelled_axes():
 def test_intervals_and_n_are_written_on_the_figure():
     figure, _ = figures.before_after(INTERVALS, "perplexity", "Title")
     assert "95 %" in figure.axes[0].get_xlabel() and "n = 40" in figure.axes[0].get_xlabel()
-    figure, _ = figures.realism(REALISM)
-    assert "n = 24" in figure.get_supxlabel()
+    figure, _ = card.realism(CARD)
+    assert "95 %" in figure.axes[0].get_xlabel() and "n = 24" in figure.axes[0].get_xlabel()
 
 
 def test_bars_show_the_numbers_of_the_table():

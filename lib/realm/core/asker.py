@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field
 
 from realm.core.block import Block
 from realm.core.endpoint import Endpoint
-from realm.core.set_aside import FOLDER
 
 
 class Asker(Block):
@@ -30,11 +28,3 @@ class Asker(Block):
         """The values of a simulation that are this corpus's own."""
         given = {key: value for key, value in self if value is not None}
         return {"user": None} | ({"free": 0} if self.simulator == "replay" else {}) | given
-
-
-def require_corpus_name(name: str) -> None:
-    """Raise ValueError for what cannot be the name of a folder and a part of a metric's name."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("realchat", FOLDER):
-        raise ValueError(
-            f"beside: {name!r} is no name here; lower-case letters, digits and _, not realchat or {FOLDER}"
-        )

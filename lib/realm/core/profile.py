@@ -7,7 +7,6 @@ value is refused in one line that names the file, the key and what is allowed.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,13 +14,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from realm.core.asker import Asker, require_corpus_name
-from realm.core.block import Block
+from realm.core.asker import Asker
+from realm.core.block import Block, require_name
 from realm.core.endpoint import Endpoint, Judge
 from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
 from realm.core.fine_tunes import SFT, Teaching, UserSFT
+from realm.core.keys_once import KeysOnce
 from realm.core.profile_errors import explain
+from realm.core.set_aside import FOLDER
 from realm.core.simulator_realism import SimulatorRealism
 
 PROFILE_FOLDER = REPOSITORY / "profiles"
@@ -182,7 +183,7 @@ class Simulation(Block):
     @model_validator(mode="after")
     def _corpora_are_simulations(self) -> Simulation:
         for name, asker in self.beside.items():
-            require_corpus_name(name)
+            require_name(name, ("realchat", FOLDER))
             try:
                 self.asked_by(asker)
             except ValidationError as error:
@@ -216,10 +217,7 @@ class MTBench(Block):
     @model_validator(mode="after")
     def _names_are_files(self) -> MTBench:
         for name in self.beside:
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("base", "realm", "judge"):
-                raise ValueError(
-                    f"beside: {name!r} is no name here; lower-case letters, digits and _, not base, realm or judge"
-                )
+            require_name(name, ("base", "realm", "judge"))
         return self
 
     @model_validator(mode="after")
@@ -266,17 +264,6 @@ def _endpoints_in(key: str, value: Any) -> Iterator[tuple[str, Endpoint]]:
             yield from _endpoints_in(f"{key}.{name}" if key else name, inner)
 
 
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [k.value for k, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key {key!r} stands twice (line {node.start_mark.line + 1} on)")
-        return super().construct_mapping(node, deep)
-
-
 def profile_path(name: str | Path) -> Path:
     """``"cpu"`` -> profiles/cpu.yaml; a path stays. Raises ProfileError naming the profiles there are."""
     path = Path(name)
@@ -295,7 +282,7 @@ def load_profile(name: str | Path) -> Profile:
     """
     path = profile_path(name)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=KeysOnce)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -30,6 +30,7 @@ from scipy.stats import norm
 from realm.core.block import Block
 from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
+from realm.core.keys_once import KeysOnce
 from realm.core.metrics import Metric
 from realm.evaluation import published
 from realm.evaluation.names import metric_names
@@ -124,22 +125,10 @@ def _known(metric: str) -> None:
         raise ValueError(f"there is no metric {metric!r}; evaluation/metric_names.yaml has those that may be")
 
 
-class _EachNameOnce(yaml.SafeLoader):
-    """YAML keeps the last of two values of one name, and drops the first without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load_claims(path: str | Path = FILE) -> dict[str, Claim]:
     """The claims by their short names, in order. Raises ClaimsError, one line: file, claim, field, what is allowed."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_EachNameOnce)  # a SafeLoader
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=KeysOnce)
     except FileNotFoundError as error:
         raise ClaimsError(f"{path}: missing; it stands at the top of the repository") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -217,29 +217,3 @@ def mt_bench_by_category(table: pd.DataFrame, title: str, source: str) -> Drawn:
     axes.set_title(title)
     axes.tick_params(axis="x", labelrotation=20)
     return figure, table
-
-
-@redrawable
-def realism(table: pd.DataFrame) -> Drawn:
-    """A small panel a measure. ``table``: measure, who, value, ci_low, ci_high, n."""
-    measures = list(dict.fromkeys(table.measure))
-    colors = {"UserGPT": OURS, "role-play": ACCENT, "humans": SECOND}
-    figure, axes = plt.subplots(1, len(measures), figsize=(2.9 * len(measures), 3.5))
-    for axis, measure in zip(np.atleast_1d(axes), measures, strict=True):
-        rows = table[table.measure == measure].reset_index(drop=True)
-        for i, row in rows.iterrows():
-            color = next((c for who, c in colors.items() if row.who.startswith(who)), "black")
-            axis.errorbar(
-                i,
-                row.value,
-                [[row.value - row.ci_low], [row.ci_high - row.value]],
-                fmt="o",
-                color=color,
-                capsize=4,
-                markersize=7,
-            )
-        axis.set_xticks(range(len(rows)), [w.replace(" ", "\n") for w in rows.who], fontsize=8)
-        axis.set_xlim(-0.5, len(rows) - 0.5)
-        axis.set_title(measure, fontsize=9)
-    figure.supxlabel(f"95 % bootstrap intervals; n = {table.n.min()} to {table.n.max()} opening turns", fontsize=9)
-    return figure, table
