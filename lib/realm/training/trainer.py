@@ -37,11 +37,12 @@ NO_TRAINING = {"test_conversations", "valid_conversations", "samples_shown", "co
 
 
 class _LengthGrouped(torch.utils.data.Sampler):
-    """Rows of like length share a batch, batches come in random order: else a step would see long turns or short
-    ones only. The order depends on seed and epoch alone, so a resumed run sees the same."""
+    """Rows of like length share a batch, and so do the batches that several processes take at one time, or those with
+    short rows would wait for the others. Such groups come in random order: else a step would see long turns or short
+    ones only. The order depends on seed, epoch and number of processes alone, so a resumed run sees the same."""
 
-    def __init__(self, lengths: list[int], batch: int, seed: int):
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+    def __init__(self, lengths: list[int], group: int, seed: int):
+        self.lengths, self.group, self.seed, self.epoch = lengths, group, seed, 0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -51,11 +52,11 @@ class _LengthGrouped(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        rows = get_length_grouped_indices(self.lengths, self.batch, generator=generator)
-        batches = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
-        whole = len(rows) // self.batch  # a short batch stays the last one, or those after it would be cut anew
-        order = torch.randperm(whole, generator=generator).tolist() + list(range(whole, len(batches)))
-        return iter([row for i in order for row in batches[i]])
+        rows = get_length_grouped_indices(self.lengths, self.group, generator=generator)
+        groups = [rows[i : i + self.group] for i in range(0, len(rows), self.group)]
+        whole = len(rows) // self.group  # a short group stays the last one, or those after it would be cut anew
+        order = torch.randperm(whole, generator=generator).tolist() + list(range(whole, len(groups)))
+        return iter([row for i in order for row in groups[i]])
 
 
 class SupervisedTrainer(Trainer):
@@ -73,7 +74,8 @@ class SupervisedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(r.input_ids) for r in self.train_dataset.rows]
-        self.order = _LengthGrouped(lengths, self.args.train_batch_size, self.args.data_seed)
+        group = self.args.train_batch_size * self.args.world_size
+        self.order = _LengthGrouped(lengths, group, self.args.data_seed)
         return self.order
 
     def _run_epoch(self, **values):
