@@ -1,7 +1,8 @@
 """What came of it, each number with its interval: likelihood, realism, MT-Bench, and the published numbers.
 
-Rooms in reading order: ``held_out`` (nothing evaluated was trained on), ``intervals``, ``measure`` (a number with
-its interval), ``perplexity``, ``teaching`` (students of corpora that differ in who asks), ``lessons`` (its outcome),
+Rooms in reading order: ``held_out`` (nothing evaluated was trained on), ``intervals``, ``several`` (comparisons at
+once), ``measure`` (a number with its interval), ``perplexity``, ``teaching`` (students of corpora that differ in who
+asks), ``lessons`` (its outcome),
 ``user_turns`` (human turns foretold), ``termination`` (knowing when to stop), ``two_sample`` (can a classifier tell?),
 ``leaving_out`` (its variance), ``embedding_distance``, ``topics``, ``corpus``, ``kept`` (answers, by what
 shaped them), ``mt_bench`` (questions, files), ``mt_bench_answers``, ``mt_bench_judging``, ``mt_bench_calibration`` (the

@@ -19,7 +19,8 @@ from realm.evaluation.card import FLOOR, GROUPS, HUMANS, SIMULATORS, Row
 from realm.evaluation.embedding_distance import density_coverage, embedding_distance
 from realm.evaluation.going_on import Talk
 from realm.evaluation.measure import Measure
-from realm.evaluation.two_sample import TwoSample, difference, holm, human_floor, two_sample
+from realm.evaluation.several import holm
+from realm.evaluation.two_sample import TwoSample, difference, human_floor, two_sample
 
 Turns = Mapping[str, Sequence[Sequence[str]]]
 ASKED, SAID, GOES_ON, REMEMBERS = GROUPS
