@@ -8,7 +8,8 @@ asks), ``lessons`` (its outcome),
 shaped them), ``mt_bench`` (questions, files), ``mt_bench_answers``, ``mt_bench_judging``, ``mt_bench_calibration`` (the
 judge held against right answers), ``mt_bench_scores``, ``mt_bench_sitting`` (all that a judge is asked), ``published``
 (others' numbers, in ``published/``), ``names`` (of metrics, in words), ``claims`` (of the paper, judged).
-Of the realism card: ``openings``, ``levels`` (what is compared by its difference), ``wording``, ``going_on``,
-``memory``, ``card`` (one scale), ``groups`` (its four groups of measures).
+Of the realism card: ``openings``, ``levels`` (what is compared by its difference), ``wording``,
+``surprisal`` (of texts, under the base model), ``going_on``, ``memory``, ``card`` (one scale), ``groups`` (its four
+groups of measures).
 May import: ``cleaning``, ``training``, ``simulation`` and what is below them.
 """

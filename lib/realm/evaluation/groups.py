@@ -207,6 +207,12 @@ def said(turns: Turns, seed: int, suffix: str = "") -> list[Row]:
     return [row for row in rows if row]
 
 
+def surprised(nats: Mapping[str, Sequence[float]], seed: int) -> list[Row]:
+    """What the base model makes of openings; ``nats``: by source, of each, as ``surprisal.surprisal`` gives it."""
+    unit = "nats a token, mean over openings"
+    return card.mean_rows(SAID, {"surprisal": ("surprise of the untrained base model", unit, nats)}, seed)
+
+
 def _first_words(turns: Sequence[str]) -> list[str]:
     return [w for t in turns for w in wording.words_of(t)][:POOLED]
 
