@@ -13,7 +13,7 @@ from realm.core.fine_tunes import Teaching
 from realm.core.metrics import Metrics
 from realm.dialogue.encoder import IGNORED
 from realm.evaluation import teaching
-from realm.evaluation.lessons import add_teaching, human_gain_share, lessons_table, verdicts
+from realm.evaluation.lessons import add_teaching, differences_table, human_gain_share, lessons_table, verdicts
 from realm.evaluation.perplexity import perplexity_of
 from realm.evaluation.teaching import Marks, Student, exam_of, marks_of, students, taught
 from realm.reporting.teaching import teaching as draw
@@ -165,13 +165,15 @@ def test_a_planted_better_corpus_comes_out_ahead_and_training_resumes(tmp_path, 
     assert add_teaching(metrics, found, marks, 5) == []
     gap = metrics["teaching_difference_roleplay_realchat"]
     assert 0 < gap.ci_low <= gap.value and gap.n == 12
-    assert metrics["teaching_difference_base_realchat"].ci_low > 0
+    assert metrics["teaching_difference_realchat_base"].ci_high < 0
     share = metrics["share_of_human_gain_roleplay"]
     assert share.ci_high < metrics["share_of_human_gain_realchat"].ci_low
-    assert any("`roleplay` is **worse** than RealChat's" in words for words in verdicts(metrics, found))
+    differences = differences_table(metrics, found)
+    told = "RealChat and role-play are told apart: the first is **better**"
+    assert any(told in words for words in verdicts(differences))
     table = lessons_table(metrics, found)
     assert list(table.corpus) == ["base", "realchat", "roleplay", "humans"] and "own" in table
-    draw(table, "drawn")
+    draw(differences, "drawn")
     before = {p: p.stat().st_mtime_ns for p in job.folder.rglob("*.safetensors")}
     assert before and taught(found, known, mark)["roleplay"].of("answers")[0] == pytest.approx(
         marks["roleplay"].of("answers")[0], rel=1e-5
@@ -209,9 +211,43 @@ def test_identical_corpora_are_not_told_apart(four):
     add_teaching(metrics, found, marks, 5)
     gap = metrics["teaching_difference_roleplay_realchat"]
     assert gap.ci_low < 0 < gap.ci_high
-    told = list(verdicts(metrics, found))
-    assert any("`roleplay` **cannot be told apart**" in words for words in told)
-    assert any("base model is **worse**" in words for words in told)
+    told = list(verdicts(differences_table(metrics, found)))
+    assert any("RealChat and role-play **cannot be told apart**" in words for words in told)
+    assert any(
+        "RealChat and the untrained base model are told apart: the first is **better**" in words for words in told
+    )
+
+
+def test_differences_are_paired_and_better_is_below_zero_wherever_one_stands_first(four):
+    found, marks = four(noise=0.02, realchat=0.09, roleplay=0.05, humans=0.1)
+    metrics = Metrics()
+    add_teaching(metrics, found, marks, 5)
+    table = differences_table(metrics, found).set_index(["one", "other"])
+    pairs = [("realchat", "base"), ("roleplay", "base"), ("humans", "base")]
+    assert list(table.index) == [*pairs, ("realchat", "roleplay"), ("humans", "realchat")]
+    ppl = {name: perplexity_of(*one.of("answers")) for name, one in marks.items()}
+    for (one, other), row in table.iterrows():
+        assert row.difference == pytest.approx(ppl[one] - ppl[other])
+        assert row.ci_low < row.difference < row.ci_high < 0  # paired: levels differ between conversations by far more
+    mirrored, as_it_is = table.loc[("realchat", "roleplay")], metrics["teaching_difference_roleplay_realchat"]
+    assert (mirrored.ci_low, mirrored.ci_high) == (-as_it_is.ci_high, -as_it_is.ci_low)
+
+
+def test_of_many_comparisons_one_that_barely_excludes_zero_is_not_told(four):
+    """An interval of its own says yes, and the five together say no."""
+    found, _ = four(realchat=0.1, roleplay=0.1, humans=0.1)
+    metrics = Metrics()
+    gaps = {"realchat_base": -1.0, "roleplay_base": -0.1, "humans_base": -0.1}
+    gaps |= {"roleplay_realchat": 0.21, "humans_realchat": -0.1}
+    for name, gap in gaps.items():
+        metrics.add(f"teaching_difference_{name}", gap, ci=(gap - 0.2, gap + 0.2), n=40)
+    table = differences_table(metrics, found)
+    told = list(verdicts(table))
+    assert "RealChat and the untrained base model are told apart" in told[0]
+    assert (
+        "RealChat and role-play **cannot be told apart** among so many" in told[3] and "over 5 comparisons" in told[3]
+    )
+    assert table.p_holm[3] == pytest.approx(4 * 0.0396, abs=1e-3)
 
 
 def test_the_share_is_of_perplexities_and_paired(four):

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from realm.core.errors import TooFewError
 from realm.evaluation import leaving_out
 from realm.evaluation.leaving_out import FOLDS, ONE, OTHER, PENALTY, Rows, fold_values, spread_of, wins
-from realm.evaluation.two_sample import difference, folding, holm, human_floor, two_sample
+from realm.evaluation.two_sample import difference, folding, human_floor, two_sample
 
 
 def normal(n, shift, seed, width=12):
@@ -276,13 +276,3 @@ def test_the_same_humans_are_folded_alike_whoever_they_meet():
     folds = [folding(np.repeat([ONE, OTHER], [30, m]), np.random.default_rng([7, 0])) for m in (30, 44)]
     assert folds[0][:30].tolist() == folds[1][:30].tolist()
     assert len(set(np.bincount(folds[0][:30]))) == 1
-
-
-def test_holm_adjusts_from_the_smallest_p_value_up():
-    # As R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm"), and statsmodels' multipletests.
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    assert list(found) == ["a", "b", "c", "d"]
-    assert list(found.values()) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
-    assert holm({"only": 0.2}) == {"only": 0.2}
-    assert holm({}) == {}

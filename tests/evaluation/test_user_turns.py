@@ -168,6 +168,29 @@ def test_the_comparison_is_by_hand():
     assert all_turns.n == 2
 
 
+def test_comparisons_are_adjusted_for_their_number_and_their_verdicts_say_so():
+    rng = np.random.default_rng(3)
+    row, number = np.repeat(np.arange(60), 2), np.tile([0, 1], 60)
+    ours = rng.normal(3.0, 0.3, 120)
+    made = {"(a) base": ours + rng.normal(0.6, 0.2, 120), "(b) near": ours + rng.normal(0.0, 0.2, 120)}
+    made = {name: scores(row, number, nll, [0] * 120) for name, nll in {**made, "(e) UserGPT": ours}.items()}
+    table = user_turns.comparison(made, "(e) UserGPT", seed=0)
+    assert table.p_holm[table.model == "(e) UserGPT"].isna().all()
+    assert (table.p_holm[table.model == "(a) base"] < 1e-6).all()
+    far, near = user_turns.verdicts(table, "(e) UserGPT")
+    assert "UserGPT against (a) base" in far and "over 6 comparisons: **told apart**." in far
+    assert "UserGPT against (b) near" in near and near.endswith("**not told apart**.")
+    # One that barely excludes zero by itself does not among six.
+    table.loc[table.model == "(b) near", ["difference", "difference_low", "difference_high", "p_holm"]] = (
+        -1,
+        -2,
+        -0.1,
+        0.2,
+    )
+    *_, near = user_turns.verdicts(table, "(e) UserGPT")
+    assert "it **excludes** zero; p = 0.2 after Holm" in near and near.endswith("**not told apart**.")
+
+
 def test_metrics_carry_letters_intervals_and_n():
     made = scores([0, 0, 1, 1], [0, 1, 0, 1], [2, 4, 3, 4], [0, 0, 0, 0])
     names = ("(a) base", "(b) play", "(c) other", "(d) all", "(e) ours")

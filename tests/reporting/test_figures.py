@@ -52,13 +52,22 @@ SCORES = pd.DataFrame({"model": ["a", "b", "ReaLM-7B"], "score": [8.0, 5.5, 6.3]
 
 TEACHING = pd.DataFrame(
     [
-        {"corpus": c, "way": w, "conversations": n, "perplexity": v, "ci_low": v - 0.1, "ci_high": v + 0.2, "n": 40}
-        for c, w, n, v in (
-            ("base", "", 0, 5.3),
-            ("realchat", "", 40, 4.9),
-            ("roleplay", "", 40, 5.1),
-            ("realchat", "equal_tokens", 30, 4.95),
-            ("realchat", "quarter", 10, 5.2),
+        {
+            "one": one,
+            "other": other,
+            "way": way,
+            "conversations": n,
+            "difference": v,
+            "ci_low": v - 0.1,
+            "ci_high": v + 0.2,
+            "n": 40,
+        }
+        for one, other, way, n, v in (
+            ("realchat", "base", "", 40, -0.4),
+            ("roleplay", "base", "", 40, -0.2),
+            ("realchat", "base", "equal_tokens", 30, -0.35),
+            ("realchat", "base", "quarter", 10, -0.1),
+            ("realchat", "roleplay", "", 40, -0.2),
         )
     ]
 )

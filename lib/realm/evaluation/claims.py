@@ -25,7 +25,6 @@ from typing import Annotated
 
 import yaml
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
-from scipy.stats import norm
 
 from realm.core.block import Block
 from realm.core.errors import OneLineError
@@ -33,12 +32,12 @@ from realm.core.files import REPOSITORY
 from realm.core.keys_once import KeysOnce
 from realm.core.metrics import Metric
 from realm.evaluation import published
+from realm.evaluation.intervals import Span
 from realm.evaluation.names import metric_names
-from realm.evaluation.two_sample import holm
+from realm.evaluation.several import chance, holm
 
 FILE = REPOSITORY / "claims.yaml"
 AT_LEAST = 20
-HALF_WIDTH = 1.959964  # standard deviations of a normal that half a 95 % interval spans
 
 
 class ClaimsError(OneLineError, ValueError):
@@ -170,9 +169,6 @@ class Judged:
     p: float | None
 
 
-Span = tuple[float, float]
-
-
 def judge(name: str, claim: Claim, metrics: Mapping[str, Metric]) -> Judged:
     """The verdict on a claim from a run's metrics by name."""
     found = [_judge_rule(rule, metrics) for rule in claim.rules]
@@ -206,8 +202,8 @@ def _judge_rule(rule: Rule, metrics: Mapping[str, Metric]) -> tuple[Verdict, flo
     bound = _mirrored((bound[0] - margin[1], bound[1] + margin[1]), sign)
     nothing = bound if rule.nothing is None else _mirrored((rule.nothing, rule.nothing), sign)
     if high < nothing[0]:
-        return Verdict.CONTRADICTED, _chance(sign * metric.value, (low, high), nothing)
-    p = _chance(sign * metric.value, (low, high), bound)
+        return Verdict.CONTRADICTED, chance(sign * metric.value, (low, high), nothing)
+    p = chance(sign * metric.value, (low, high), bound)
     if low > bound[1]:
         return Verdict.SHOWN, p
     return (Verdict.NOT_SHOWN if high < bound[0] else Verdict.CANNOT_BE_TOLD), p
@@ -238,13 +234,3 @@ def _near(metric: Metric, bound: Span, within: float) -> Verdict:
     if room[0] <= low and high <= room[1]:
         return Verdict.SHOWN
     return Verdict.NOT_SHOWN if high < room[0] or low > room[1] else Verdict.CANNOT_BE_TOLD
-
-
-def _chance(value: float, interval: Span, bound: Span) -> float:
-    """Two-sided p of a value at the bound, its error read from the half of the interval that faces the bound."""
-    nearest = min(max(value, bound[0]), bound[1])
-    half = value - interval[0] if value > nearest else interval[1] - value
-    gap = abs(value - nearest)
-    if half <= 0:
-        return 0.0 if gap else 1.0
-    return float(2 * norm.sf(HALF_WIDTH * gap / half))

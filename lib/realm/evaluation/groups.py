@@ -19,7 +19,8 @@ from realm.evaluation.card import FLOOR, GROUPS, HUMANS, SIMULATORS, Row
 from realm.evaluation.embedding_distance import density_coverage, embedding_distance
 from realm.evaluation.going_on import Talk
 from realm.evaluation.measure import Measure
-from realm.evaluation.two_sample import TwoSample, difference, holm, human_floor, two_sample
+from realm.evaluation.several import holm
+from realm.evaluation.two_sample import TwoSample, difference, human_floor, two_sample
 
 Turns = Mapping[str, Sequence[Sequence[str]]]
 ASKED, SAID, GOES_ON, REMEMBERS = GROUPS
@@ -204,6 +205,12 @@ def said(turns: Turns, seed: int, suffix: str = "") -> list[Row]:
     ):
         rows.append(card.distance_row(SAID, *_of(key, words, suffix), unit, lengths, of, seed))
     return [row for row in rows if row]
+
+
+def surprised(nats: Mapping[str, Sequence[float]], seed: int) -> list[Row]:
+    """What the base model makes of openings; ``nats``: by source, of each, as ``surprisal.surprisal`` gives it."""
+    unit = "nats a token, mean over openings"
+    return card.mean_rows(SAID, {"surprisal": ("surprise of the untrained base model", unit, nats)}, seed)
 
 
 def _first_words(turns: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 RESAMPLES = 2_000
 LEVEL = 0.95
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
+Span = tuple[float, float]
 
 
 def bootstrap(

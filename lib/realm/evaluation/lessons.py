@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from realm.core.metrics import Metric, Metrics
+from realm.core.metrics import Metrics
 from realm.evaluation.intervals import bootstrap
+from realm.evaluation.names import metric_names
 from realm.evaluation.perplexity import difference_row, perplexity_of, perplexity_row
+from realm.evaluation.several import SURE, by_holm
 from realm.evaluation.teaching import BASE, EQUAL_TOKENS, HUMANS, REALCHAT, Marks, Student
 
 PARTS = {
@@ -19,6 +22,7 @@ PARTS = {
     "later_rounds": "teaching_perplexity_{}_later_rounds",
     "own": "teaching_own_perplexity_{}",
 }
+MINUS_BASE, MINUS_REALCHAT = "teaching_difference_{}_base", "teaching_difference_{}_realchat"
 WAYS = {"": "", EQUAL_TOKENS: f"_{EQUAL_TOKENS}"}  # in which corpora are compared -> what metrics end with
 
 
@@ -36,16 +40,19 @@ def add_teaching(metrics: Metrics, found: Sequence[Student], marks: Mapping[str,
     left_out: list[str] = []
     for student in found:
         _add_student(metrics, student, marks[student.name], seed)
+        if student.job is not None:
+            _add_difference(
+                metrics, _name(MINUS_BASE, student), marks[student.name], marks[BASE], "the base model", seed
+            )
     for way, end in WAYS.items():
         compared = {s.corpus: marks[s.name] for s in found if s.way == way and s.job is not None}
         if REALCHAT not in compared:
             continue
-        base = marks[BASE]
-        for corpus, one in {**({BASE: base} if not way else {}), **compared}.items():
-            if corpus != REALCHAT:
-                _add_difference(metrics, f"{corpus}_realchat{end}", one, compared[REALCHAT], seed)
+        for corpus in (c for c in compared if c != REALCHAT):
+            name, whom = MINUS_REALCHAT.format(corpus) + end, "RealChat's student"
+            _add_difference(metrics, name, compared[corpus], compared[REALCHAT], whom, seed)
         if HUMANS in compared:
-            left_out += _add_shares(metrics, base, compared, end, seed)
+            left_out += _add_shares(metrics, marks[BASE], compared, end, seed)
     return left_out
 
 
@@ -71,12 +78,12 @@ def _asked(marks: Marks, part: str) -> tuple[np.ndarray, np.ndarray]:
     return nll[tokens > 0], tokens[tokens > 0]
 
 
-def _add_difference(metrics: Metrics, name: str, one: Marks, other: Marks, seed: int) -> None:
+def _add_difference(metrics: Metrics, name: str, one: Marks, other: Marks, whom: str, seed: int) -> None:
     (nll, tokens), (other_nll, _) = _asked(one, "answers"), _asked(other, "answers")
     gap = difference_row(nll, tokens, other_nll, tokens, seed)
     ci = (gap["difference_low"], gap["difference_high"])
-    unit = "perplexity, minus that of RealChat's student, paired"
-    metrics.add(f"teaching_difference_{name}", gap["difference"], ci=ci, n=len(tokens), unit=unit)
+    unit = f"perplexity, minus that of {whom}, paired"
+    metrics.add(name, gap["difference"], ci=ci, n=len(tokens), unit=unit)
 
 
 def _add_shares(metrics: Metrics, base: Marks, compared: Mapping[str, Marks], end: str, seed: int) -> list[str]:
@@ -96,8 +103,8 @@ def _add_shares(metrics: Metrics, base: Marks, compared: Mapping[str, Marks], en
 
 
 def lessons_table(metrics: Metrics, found: Sequence[Student]) -> pd.DataFrame:
-    """A row a student, for readers and for the figure: corpus, way, conversations, supervised_tokens, perplexity,
-    ci_low, ci_high, n, the other parts, difference to RealChat's student and share of the human gain in words."""
+    """A row a student, levels for readers: corpus, way, conversations, supervised_tokens, perplexity, ci_low, ci_high,
+    n, the other parts, share of the human gain in words."""
     rows = []
     for student in found:
         whole = metrics[_name(PARTS["answers"], student)]
@@ -107,8 +114,8 @@ def lessons_table(metrics: Metrics, found: Sequence[Student]) -> pd.DataFrame:
         for part in ("first_round", "later_rounds", "own"):
             row[part] = _value(metrics, _name(PARTS[part], student))
         end = WAYS.get(student.way, f"_{student.way}")
-        row["minus RealChat's"] = _words(metrics, f"teaching_difference_{student.corpus}_realchat{end}")
-        row["share of the human gain"] = _words(metrics, f"share_of_human_gain_{student.corpus}{end}")
+        share = f"share_of_human_gain_{student.corpus}{end}"
+        row["share of the human gain"] = str(metrics[share]) if share in metrics else ""
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -117,27 +124,68 @@ def _value(metrics: Metrics, name: str) -> float | None:
     return metrics[name].value if name in metrics else None
 
 
-def _words(metrics: Metrics, name: str) -> str:
-    return str(metrics[name]) if name in metrics else ""
+# ---------------------------------------------------------------- compared
 
 
-def verdicts(metrics: Metrics, found: Sequence[Student]) -> Iterator[str]:
-    """A sentence a comparison, of what can be told apart and what cannot; rendered from the metrics alone."""
+def differences_table(metrics: Metrics, found: Sequence[Student]) -> pd.DataFrame:
+    """A row a paired comparison of perplexities, for readers and for the figure: one, other (corpora), way,
+    conversations (of ``one``), difference (below 0: ``one`` taught better), ci_low, ci_high, n, and p_holm, adjusted
+    for all comparisons of the table; without a value where there is no interval."""
+    taught = [student for student in found if student.job is not None]
+    rows = [_compared(metrics, _name(MINUS_BASE, s), s, s.corpus, BASE) for s in taught]
+    for student in taught:
+        name = _name(MINUS_REALCHAT, student)
+        if student.corpus == HUMANS and name in metrics:
+            rows.append(_compared(metrics, name, student, HUMANS, REALCHAT))
+        elif name in metrics:  # mirrored, so that better is below 0 wherever RealChat is hoped to be
+            rows.append(_compared(metrics, name, student, REALCHAT, student.corpus))
+    gaps = {i: (row["difference"], row["ci_low"], row["ci_high"]) for i, row in enumerate(rows)}
+    adjusted = by_holm(gaps)
+    return pd.DataFrame([{**row, "p_holm": adjusted.get(i, math.nan)} for i, row in enumerate(rows)])
+
+
+def _compared(metrics: Metrics, name: str, student: Student, one: str, other: str) -> dict[str, Any]:
+    metric = metrics[name]
+    spread = [math.nan] * 2 if metric.ci_low is None else [metric.ci_low, metric.ci_high]
+    numbers = [metric.value, *spread] if one == student.corpus else [-metric.value, -spread[1], -spread[0]]
+    difference, low, high = numbers
+    row = {"one": one, "other": other, "way": student.way, "conversations": student.conversations}
+    return {**row, "difference": difference, "ci_low": low, "ci_high": high, "n": metric.n}
+
+
+def called(corpus: str) -> str:
+    """A corpus, or the base model, in words."""
+    return metric_names().told("corpus", corpus)
+
+
+def verdicts(differences: pd.DataFrame) -> Iterator[str]:
+    """A sentence a comparison of corpora, of what can be told apart and what cannot; from ``differences_table``."""
+    together = int(differences.p_holm.notna().sum())
+    for row in differences[differences.way.isin(WAYS)].itertuples():
+        words = "equal supervised tokens" if row.way else "equal numbers of conversations"
+        gap = f"{row.difference:+.3g}"
+        if math.isnan(row.p_holm):
+            verdict = "**cannot be compared**: there is no interval"
+        else:
+            gap += (
+                f" [{row.ci_low:.3g}, {row.ci_high:.3g}], p = {row.p_holm:.2g} after Holm over {together} comparisons"
+            )
+            verdict = _verdict(row)
+        yield f"At {words}, {called(row.one)} and {called(row.other)} {verdict}; {gap}, n = {row.n}."
+
+
+def _verdict(row: tuple) -> str:
+    if row.ci_low <= 0 <= row.ci_high:
+        return "**cannot be told apart**"
+    if row.p_holm >= SURE:
+        return "**cannot be told apart** among so many comparisons, though by this one alone"
+    return f"are told apart: the first is **{'better' if row.difference < 0 else 'worse'}**"
+
+
+def share_verdicts(metrics: Metrics) -> Iterator[str]:
+    """A sentence a way of being fair, on RealChat's share of the human gain; rendered from the metrics alone."""
     for way, end in WAYS.items():
-        words = "equal supervised tokens" if way else "equal numbers of conversations"
-        for corpus in [s.corpus for s in found if s.way == way and s.corpus != REALCHAT]:
-            name = f"teaching_difference_{corpus}_realchat{end}"
-            if name in metrics:
-                yield f"At {words}: {_told(corpus, metrics[name])}"
         share = f"share_of_human_gain_{REALCHAT}{end}"
         if share in metrics:
+            words = "equal supervised tokens" if way else "equal numbers of conversations"
             yield f"At {words}, of what real humans' turns teach RealChat gives **{metrics[share]}** (1: as much)."
-
-
-def _told(corpus: str, gap: Metric) -> str:
-    who = "the untrained base model" if corpus == BASE else f"the student of `{corpus}`"
-    if gap.ci_low is None or gap.ci_low <= 0 <= gap.ci_high:
-        verdict = "**cannot be told apart** from RealChat's"
-    else:
-        verdict = "is **worse** than RealChat's" if gap.value > 0 else "is **better** than RealChat's"
-    return f"{who} {verdict}, {gap} in perplexity on {gap.n} conversations."

@@ -26,7 +26,7 @@ class MetricNames:
         """The words for a metric; None where no pattern fits, and so no such metric is known."""
         for expression, words in self._compiled:
             if found := expression.fullmatch(name):
-                return PLACE.sub(lambda place, found=found: self._told(place[1], found[place[1]]), words)
+                return PLACE.sub(lambda place, found=found: self.told(place[1], found[place[1]]), words)
         return None
 
     def _order(self, pattern: str) -> tuple[bool, int]:
@@ -39,7 +39,8 @@ class MetricNames:
         )
         return re.compile("".join(a + b for a, b in zip(map(re.escape, parts[::2]), [*places, ""], strict=True)))
 
-    def _told(self, place: str, word: str) -> str:
+    def told(self, place: str, word: str) -> str:
+        """A word of a list in its words; itself where the list has it not."""
         return self._words.get(place, {}).get(word, word.replace("_", " "))
 
 

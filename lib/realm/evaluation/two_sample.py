@@ -129,12 +129,3 @@ def human_floor(
         return float(np.mean([fold_values(rows, label, folding(label, rng)) for _ in range(repeats)]))
 
     return floor(auc, len(names), size, halvings=halvings, seed=seed)
-
-
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """P values of several tests, adjusted for their number (Holm 1979), under the same names in the same order."""
-    adjusted, running = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = running
-    return {name: adjusted[name] for name in p_values}

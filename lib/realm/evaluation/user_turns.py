@@ -7,7 +7,7 @@ told to play a user, and whatever was trained. Perplexity is over tokens; bits p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from realm.core.seeds import unit_hash
 from realm.dialogue.encoder import IGNORED, Encoder
 from realm.evaluation.intervals import bootstrap
 from realm.evaluation.perplexity import difference_row, perplexity_row
+from realm.evaluation.several import SURE, by_holm
 from realm.simulation.simulators import ROLEPLAY
 from realm.training.likelihood import held_out_batches
 from realm.training.loss import supervised_logits
@@ -161,7 +162,7 @@ def comparison(scores: dict[str, TurnScores], ours: str, seed: int) -> pd.DataFr
     """A row a model and kind of turn (all, first of a session, later), with 95 % bootstrap intervals over
     conversations: perplexity, bits per UTF-8 byte, and the paired difference of perplexity, ``ours`` minus it.
 
-    ``n``: conversations that have such a turn.
+    ``n``: conversations that have such a turn; ``p_holm``: of no difference, adjusted for all comparisons of the table.
     """
     rows = []
     for kind in ("all", "first", "later"):
@@ -185,7 +186,25 @@ def comparison(scores: dict[str, TurnScores], ours: str, seed: int) -> pd.DataFr
                     **gap,
                 }
             )
-    return pd.DataFrame(rows)
+    gaps = {i: _gap(row) for i, row in enumerate(rows) if row["model"] != ours}
+    adjusted = by_holm(gaps)
+    return pd.DataFrame([{**row, "p_holm": adjusted.get(i, math.nan)} for i, row in enumerate(rows)])
+
+
+def _gap(row: dict) -> tuple[float, float, float]:
+    return row["difference"], row["difference_low"], row["difference_high"]
+
+
+def verdicts(compared: pd.DataFrame, ours: str) -> Iterator[str]:
+    """A sentence a control on all human turns, from ``comparison``: whether its interval excludes no difference, and
+    what is left of that among all comparisons of the table."""
+    together = int(compared.p_holm.notna().sum())
+    for row in compared[(compared.turns == "all") & (compared.model != ours)].itertuples():
+        alone = row.difference_low * row.difference_high > 0
+        text = f"{ours[4:]} against {row.model}: **{row.difference:+.2f}** ({row.difference / row.perplexity:+.0%}), "
+        text += f"95 % interval [{row.difference_low:.2f}, {row.difference_high:.2f}], n = {row.n}: it "
+        text += f"**{'excludes' if alone else 'includes'}** zero; p = {row.p_holm:.2g} after Holm over {together} "
+        yield text + f"comparisons: **{'told apart' if alone and row.p_holm < SURE else 'not told apart'}**."
 
 
 def _bits(nll: np.ndarray, size: np.ndarray, axis: int = -1) -> np.ndarray:

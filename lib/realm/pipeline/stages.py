@@ -108,7 +108,7 @@ STAGES = (
         "06",
         "06_simulator_realism",
         "06_simulator_realism",
-        ("simulator_realism", *USER_TOKENS[:1]),
+        ("simulator_realism", "dialogue.template", *USER_TOKENS[:1], "usergpt_sft.method", "usergpt_sft.compute_dtype"),
         (
             "01_data/train.jsonl",
             "01_data/test.jsonl",

@@ -1,4 +1,4 @@
-"""The figure of notebook 04's experiment: who learned how much from whose questions, and how RealChat scales."""
+"""The figure of notebook 04's experiment: whose questions teach better, in paired differences, and how it scales."""
 
 from __future__ import annotations
 
@@ -6,52 +6,55 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
+from realm.evaluation.lessons import called
 from realm.evaluation.teaching import BASE, EQUAL_TOKENS, REALCHAT
-from realm.reporting.drawing import ACCENT, OURS, PUBLISHED, SECOND, Drawn, redrawable
+from realm.reporting.drawing import ACCENT, OURS, SECOND, Drawn, redrawable
 
-COLORS = {BASE: PUBLISHED, REALCHAT: OURS, "humans": SECOND}
+COLORS = {REALCHAT: OURS, "humans": SECOND}
 
 
 @redrawable
 def teaching(table: pd.DataFrame, title: str) -> Drawn:
-    """Perplexity of the responder's answers to held-out humans, by student, and over RealChat's share.
-
-    ``table``: as ``lessons.lessons_table`` gives it.
+    """Paired differences of perplexity with their intervals: each student minus the base model, students minus each
+    other, and parts of RealChat minus the base model. ``table``: as ``lessons.differences_table`` gives it.
     """
-    compared = table[table.way.isin(("", EQUAL_TOKENS))]
-    scaling = table[(table.corpus == BASE) | ((table.corpus == REALCHAT) & (table.way != EQUAL_TOKENS))]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), width_ratios=(3, 2), sharey=True)
-    _students(left, compared)
-    rows = scaling.sort_values("conversations")
-    right.errorbar(
-        rows.conversations,
-        rows.perplexity,
-        [rows.perplexity - rows.ci_low, rows.ci_high - rows.perplexity],
-        color=OURS,
-        marker="o",
-        capsize=4,
-    )
-    right.set_xlabel("conversations of RealChat (0: the base model)")
-    left.set_ylabel("perplexity, lower is better")
+    of_base, fair = table.other == BASE, table.way.isin(("", EQUAL_TOKENS))
+    figure, (gains, pairs, parts) = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(3, 3, 2))
+    _differences(gains, table[of_base & fair], "What did it teach? Minus the untrained base model")
+    _differences(pairs, table[~of_base & fair], "Who teaches better? One student minus the other")
+    _parts(parts, table[of_base & (table.one == REALCHAT) & (table.way != EQUAL_TOKENS)].sort_values("conversations"))
     figure.suptitle(title)
-    note = f"95 % bootstrap intervals over {table.n.max()} held-out conversations; paired differences: the table"
-    figure.supxlabel(note, fontsize=9)
+    note = f"95 % bootstrap intervals of paired differences over {table.n.max()} held-out conversations"
+    figure.supxlabel(f"{note}; filled: equal conversations, hollow: equal supervised tokens", fontsize=9)
     return figure, table
 
 
-def _students(axes: Axes, table: pd.DataFrame) -> None:
-    """Filled: equal numbers of conversations; hollow: equal supervised tokens."""
-    corpora = list(dict.fromkeys(table.corpus))
+def _differences(axes: Axes, table: pd.DataFrame, title: str) -> None:
+    lines = list(dict.fromkeys(zip(table.one, table.other, strict=True)))
+    axes.axvline(0, color="black", linewidth=1)
     for row in table.itertuples():
-        hollow, color = row.way == EQUAL_TOKENS, COLORS.get(row.corpus, ACCENT)
+        hollow, color = row.way == EQUAL_TOKENS, COLORS.get(row.one, ACCENT)
         axes.errorbar(
-            corpora.index(row.corpus) + (0.15 if hollow else -0.15 if row.corpus != BASE else 0),
-            row.perplexity,
-            [[row.perplexity - row.ci_low], [row.ci_high - row.perplexity]],
+            row.difference,
+            lines.index((row.one, row.other)) + (0.14 if hollow else -0.14),
+            xerr=[[row.difference - row.ci_low], [row.ci_high - row.difference]],
             fmt="o",
             color=color,
             markerfacecolor="white" if hollow else color,
             capsize=4,
         )
-    axes.set_xticks(range(len(corpora)), corpora)
-    axes.set_xlabel("whose questions (filled: equal conversations, hollow: equal supervised tokens)", fontsize=8)
+    names = [called(one) if other == BASE else f"{called(one)}\nminus {called(other)}" for one, other in lines]
+    axes.set_yticks(range(len(lines)), names)
+    axes.set_ylim(max(len(lines), 1) - 0.5, -0.5)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("difference of perplexity\n← left of 0: the first is better", fontsize=9)
+
+
+def _parts(axes: Axes, rows: pd.DataFrame) -> None:
+    axes.axhline(0, color="black", linewidth=1)
+    reach = [rows.difference - rows.ci_low, rows.ci_high - rows.difference]
+    axes.errorbar(rows.conversations, rows.difference, reach, color=OURS, marker="o", capsize=4)
+    axes.set_xlim(left=0)
+    axes.set_title("Does more RealChat teach more?", fontsize=10)
+    axes.set_xlabel("conversations of RealChat", fontsize=9)
+    axes.set_ylabel("minus the base model", fontsize=9)
