@@ -70,6 +70,8 @@ def load_base(config: SFT) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=False,
         device_map=device_map,
+        # On a CPU the gradient of PyTorch's fused attention takes longer than that of plain products of matrices.
+        attn_implementation=None if torch.cuda.is_available() else "eager",
     )
     return model if quantization is None or torch.cuda.is_available() else _unpacked(model, dtype)
 
