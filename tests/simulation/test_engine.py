@@ -241,8 +241,21 @@ def test_a_cut_turn_is_gone_on_with_once_by_engines_that_can(servers, tmp_path, 
     begun = servers[1].completions[1]
     assert begun.said[-1] == ("assistant", "First of all the") and begun.body["continue_final_message"] is True
     assert "continue_final_message" not in servers[1].completions[0].body
-    assert len(servers[1].completions) == 4 and stage.usage["assistant"].requests == 2
+    assert len(servers[1].completions) == 4 == stage.usage["assistant"].requests
     assert stage.usage["assistant"].new_tokens == 4 + 1 + 2 + 2  # of all four requests
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3, 7, 12])
+def test_a_budget_counts_what_is_asked_to_go_on_with_a_cut_turn(servers, tmp_path, monkeypatch, requests):
+    monkeypatch.setitem(GO_ON, "api", {"continue_final_message": True})
+    servers[1].script = [answered("First of all the", "length")] * 40
+    for budget in (requests, requests, requests + 5):  # spent, called again, and grown
+        stage = Stage(
+            servers, tmp_path, max_rounds=2, cut_turns="continue", budget=FREE.model_copy(update={"requests": budget})
+        )
+        stage.run(plan(6, 0, []))
+        asked = sum(len(server.completions) for server in servers)
+        assert asked == sum(side.requests for side in stage.usage.values()) == budget
 
 
 def test_where_an_engine_cannot_go_on_a_cut_turn_is_marked(servers, tmp_path):

@@ -57,7 +57,8 @@ class Reply:
 
     ``reasoning``: what the model thought before it spoke, never part of ``text``. Token counts are the server's; 0
     where it sends none. ``completion_tokens`` holds those of the reasoning too.
-    ``cached_tokens``: those of the prompt that it had read before; None where it does not tell.
+    ``cached_tokens``: those of the prompt that it had read before; None where it does not tell. ``requests``: how many
+    it took.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Reply:
     completion_tokens: int = 0
     cached_tokens: int | None = None
     reasoning: str = ""
+    requests: int = 1
 
     def joined(self, rest: Reply) -> Reply:
         """This reply gone on with by ``rest``, which may bring the beginning again (llama.cpp) or not (vLLM); both are
@@ -78,6 +80,7 @@ class Reply:
             self.completion_tokens + rest.completion_tokens,
             rest.cached_tokens,
             "\n".join(filter(None, (self.reasoning, rest.reasoning))),
+            self.requests + rest.requests,
         )
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from realm.core.profile import Budget, Price, Simulation
-from realm.simulation.records import Usage
+from realm.simulation.records import Attempt, Usage
 
 MILLION = 1_000_000
 
@@ -40,6 +41,15 @@ class Ledger:
     def __init__(self, budget: Budget, spent: Mapping[str, Usage]):
         self.budget, self.spent, self.in_flight = budget, dict(spent), 0
 
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """A request is on its way, or its answer not yet entered."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
     def open(self) -> bool:
         """Whether one more request may be sent. Requests are exact; tokens are known only after an answer."""
         total, cost = _sum(self.spent), dollars(self.budget, self.spent)
@@ -50,10 +60,10 @@ class Ledger:
         )
         return all(limit is None or spent < limit for limit, spent in limits)
 
-    def add(self, role: str, prompt_tokens: int, new_tokens: int) -> None:
-        """One answered request."""
-        before = self.spent.get(role, Usage())
-        added = (1, prompt_tokens, new_tokens)
+    def add(self, paid: Attempt) -> None:
+        """What one answer took."""
+        role, before = paid.role, self.spent.get(paid.role, Usage())
+        added = (1 + paid.gone_on, paid.prompt_tokens, paid.new_tokens)
         self.spent[role] = Usage(*(a + b for a, b in zip(before, added, strict=True)))
 
     def __str__(self) -> str:

@@ -162,10 +162,9 @@ class Simulation:
             reply = answer.paid if isinstance(answer, EndpointError) else answer
             message, outcome = self._judged(role, answer, said)
             counted = self._counted(reply, said)
-            paid = Attempt(
-                start.key, len(said), len(faults), role, *counted, outcome, self.count_tokens(reply.reasoning)
-            )
-            self._ledger.add(role, paid.prompt_tokens, paid.new_tokens)
+            apart = (self.count_tokens(reply.reasoning), reply.requests - 1)
+            paid = Attempt(start.key, len(said), len(faults), role, *counted, outcome, *apart)
+            self._ledger.add(paid)
             if not isinstance(outcome, EndReason):
                 self.journal.add_turn(start.key, len(said), message, paid)
                 return message
@@ -198,14 +197,17 @@ class Simulation:
         """A cut reply and what comes after it, as one; the cut one alone where its engine cannot go on, or fails."""
         role = speaker(said)
         client, seed = self._client(role), turn_seed(start.id, len(said), self.seed, attempt)
-        if not (client.goes_on and begun.text and self._ledger.open()):
+        if not (client.goes_on and begun.text):
             return begun
         request = [*self.limits.request(said), Message("assistant", begun.text)]
-        try:
-            rest = await client.complete(request, seed, conversation=start.id)
-        except EndpointError:
-            return begun
-        return begun.joined(rest)
+        with self._ledger.asking():  # what was begun: it is entered with what comes after it
+            if not self._ledger.open():
+                return begun
+            try:
+                with self._ledger.asking():
+                    return begun.joined(await client.complete(request, seed, conversation=start.id))
+            except EndpointError:
+                return begun
 
     async def _ask(self, start: Start, said: list[Message], attempt: int) -> Reply | EndpointError | Ending:
         """One answer, what was paid for none, or why there is none.
@@ -219,17 +221,15 @@ class Simulation:
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             if not self._ledger.open():
                 return Ending(EndReason.BUDGET_SPENT)
-            self._ledger.in_flight += 1
             asked_at = time.monotonic()
             try:
-                reply = await client.complete(request, seed, conversation=start.id)
+                with self._ledger.asking():
+                    reply = await client.complete(request, seed, conversation=start.id)
             except EndpointError as caught:
                 error = caught
             else:
                 self._breaker.worked(role)
                 return reply
-            finally:
-                self._ledger.in_flight -= 1
             first_failure = first_failure or asked_at
             if (end := self._given_up(role, start.key, error, asked_at, first_failure)) is not None:
                 return end

@@ -37,10 +37,12 @@ SCHEMA = (
     # Tables of their own, so that journals of earlier versions go on.
     "CREATE TABLE IF NOT EXISTS reasoning (conversation TEXT, position INTEGER, attempt INTEGER, tokens INTEGER,"
     " PRIMARY KEY (conversation, position, attempt))",
+    "CREATE TABLE IF NOT EXISTS gone_on (conversation TEXT, position INTEGER, attempt INTEGER, requests INTEGER,"
+    " PRIMARY KEY (conversation, position, attempt))",
     "CREATE TABLE IF NOT EXISTS reasons (conversation TEXT, number INTEGER, reason TEXT, words TEXT, kind TEXT,"
     " PRIMARY KEY (conversation, number))",
 )
-COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "stops": 4, "reasoning": 4, "reasons": 5}
+COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "stops": 4, "reasoning": 4, "gone_on": 4, "reasons": 5}
 PATIENCE = 2.0  # seconds for who only looks into a journal, or for the end of a process that was killed
 ASIDE = "~replaced-"  # in the name of what another journal had more of
 CHOSEN = "conversation IN (SELECT conversation FROM chosen)"
@@ -94,11 +96,12 @@ class Journal:
             self._db.execute("INSERT INTO rejected VALUES (?, ?, ?, ?)", (*place, words[:EXCERPT]))
 
     def _pay(self, paid: Attempt) -> None:
-        *values, thought = paid
+        *values, thought, gone_on = paid
         self._db.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-        if thought:
-            place = (paid.conversation, paid.position, paid.attempt)
-            self._db.execute("INSERT INTO reasoning VALUES (?, ?, ?, ?)", (*place, thought))
+        place = (paid.conversation, paid.position, paid.attempt)
+        for table, number in (("reasoning", thought), ("gone_on", gone_on)):
+            if number:
+                self._db.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", (*place, number))
 
     def end(self, conversations: Iterable[str], ending: Ending) -> None:
         """Note that these ended so, with the words that a service, or we, had for it."""
@@ -276,7 +279,9 @@ class Journal:
     def usage(self) -> dict[str, Usage]:
         """role of the speaker -> what was asked of it, rejected answers included."""
         rows = self._db.execute(
-            f"SELECT role, COUNT(*), SUM(prompt_tokens), SUM(new_tokens) FROM requests WHERE {self._of} GROUP BY role"
+            "SELECT role, COUNT(*) + COALESCE(SUM(gone_on.requests), 0), SUM(prompt_tokens), SUM(new_tokens)"
+            " FROM requests LEFT JOIN gone_on USING (conversation, position, attempt)"
+            f" WHERE {self._of} GROUP BY role"
         )
         return {role: Usage(*numbers) for role, *numbers in rows}
 

@@ -16,7 +16,7 @@ class Usage(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """One answered request for a turn; ``outcome``: ``kept``, ``cut``, ``unfinished``, or why it was rejected."""
+    """One answer that was to be a turn; ``outcome``: ``kept``, ``cut``, ``unfinished``, or why it was rejected."""
 
     conversation: str
     position: int
@@ -25,7 +25,8 @@ class Attempt(NamedTuple):
     prompt_tokens: int
     new_tokens: int
     outcome: str
-    reasoning_tokens: int = 0  # of the new tokens; kept in a table of their own
+    reasoning_tokens: int = 0  # of the new tokens; kept in a table of their own, as is the next
+    gone_on: int = 0  # requests after the first, for an answer that had stopped in the middle
 
 
 class Thought(NamedTuple):
