@@ -15,6 +15,7 @@ from realm.core.fine_tunes import SFT
 from realm.core.profile import Endpoint, Profile, Simulation
 from realm.models import assets, estimate
 from realm.models.architecture import UnknownArchitecture, positions
+from realm.models.full_scale import JUDGE_TOKENS
 from realm.pipeline.counts import Counts, at_hand, usable
 from realm.pipeline.stages import Stage
 from realm.serving.faults import EndpointError
@@ -24,8 +25,7 @@ from realm.simulation.plan import SIDES
 STOPS, HERE, NOTE = "would stop the run", "on this machine", "note"
 FOLDERS = ("stage:", "base:")
 TRAINED = {"02_usergpt_sft": "usergpt_sft", "04_realm_sft": "realm_sft"}
-# The longest of the 80 questions and, for the judge, prompt and reference answers, with the tokenizer of SmolLM2.
-QUESTION_TOKENS, JUDGE_TOKENS = 400, 1_900
+QUESTION_TOKENS = 400  # the longest of the 80, with the tokenizer of SmolLM2
 FILE_ENDINGS = (".json", ".jsonl", ".gz", ".zst", ".parquet")
 
 

@@ -23,6 +23,7 @@ from realm.pipeline.identity import made_of
 from realm.pipeline.runner import run_lock, run_stage
 from realm.pipeline.stages import Stage, stage_by_number
 from realm.pipeline.tidy import tidy
+from realm.reporting import full_scale
 from realm.reporting.report import REFERENCE_PROFILE, publish, write_report
 from realm.serving.words import in_few
 
@@ -124,6 +125,8 @@ def _dispatch(given: argparse.Namespace) -> None:
         print(assets.to_fetch(profile))
         found = check(chosen, given, profile, folder)
         print("\n".join([CHECKED, *(f"   {f.kind}: {f}" for f in found)]) if found else f"{CHECKED} nothing")
+        if not given.stage and (text := full_scale.dry_run(profile, given.gpus)):
+            print(text)
         if text := estimates(chosen, profile, folder, given.gpus):
             print(text)
         return refuse(found, given.profile, (STOPS,))
@@ -165,6 +168,8 @@ def _publish(profile: Profile, folder: Path) -> None:
         missing = ", ".join(s.number for s in stages.STAGES if s.folder not in {f["folder"] for f in finished})
         raise ArtefactError(f"{folder}: stages {missing} are not done; only a whole run becomes the reference")
     publish(folder, finished)
+    if folder.name == REFERENCE_PROFILE:
+        full_scale.write_plan()
 
 
 def finished_stages(profile: Profile, folder: Path) -> list[dict[str, Any]]:

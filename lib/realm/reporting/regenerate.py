@@ -1,7 +1,7 @@
 """Published figures drawn anew from what is committed beside them: the third use of this package.
 
 ``./run_all.sh --figures`` calls this: no stage, no model, no network. Of each figure the CSV and the note (``drawing``)
-are read and the PNG is written; then the README's block, from the committed metrics.
+are read and the PNG is written; then the README's block and the full-scale plan, from the committed metrics.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from realm.core.errors import exit_code, tell
 from realm.core.files import REPOSITORY, ArtefactError, read_json
+from realm.reporting import full_scale
 from realm.reporting.drawing import PLAIN, ROOMS, Drawn, Note, read_table, write_png
 from realm.reporting.report import REFERENCE_METRICS, write_readme_block
 
@@ -109,7 +110,8 @@ def _all(folder: Path | None) -> int:
     failed = regenerate(folder or REFERENCE_METRICS.parent)
     if folder is None:
         write_readme_block(REPOSITORY / "README.md")
-        print("README.md: results block rendered anew")
+        full_scale.write_plan()
+        print("README.md: results block rendered anew; cluster/README.md: the full-scale plan")
     return 1 if failed else 0
 
 

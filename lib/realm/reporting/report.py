@@ -226,13 +226,17 @@ def _results(profile: str, headlines: dict[str, str]) -> list[str]:
 
 def write_readme_block(readme: Path) -> None:
     """Replace what stands between the two markers. Raises ArtefactError if the markers are not there."""
-    text = readme.read_text(encoding="utf-8")
-    if README_BEGIN not in text or README_END not in text:
-        raise ArtefactError(f"{readme}: the markers {README_BEGIN} and {README_END} are missing")
-    head, rest = text.split(README_BEGIN)
-    tail = rest.split(README_END)[1]
-    with atomic_path(readme) as temporary:
-        temporary.write_text(f"{head}{README_BEGIN}\n{readme_block()}\n{README_END}{tail}", encoding="utf-8")
+    write_between(readme, README_BEGIN, README_END, readme_block())
+
+
+def write_between(path: Path, begin: str, end: str, block: str) -> None:
+    """Replace what stands between two markers of a file. Raises ArtefactError if the markers are not there."""
+    text = path.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise ArtefactError(f"{path}: the markers {begin} and {end} are missing")
+    head, rest = text.split(begin)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{head}{begin}\n{block}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
