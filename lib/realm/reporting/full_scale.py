@@ -185,7 +185,7 @@ def _markdown(given: Inputs) -> Iterator[str]:
 
 def write_plan() -> None:
     """Render the plan in ``cluster/README.md``. Raises ArtefactError if its markers are not there."""
-    write_between(README, BEGIN, END, block())
+    write_between(README, BEGIN, END, block)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,17 +227,17 @@ def _results(profile: str, headlines: dict[str, str]) -> list[str]:
 
 def write_readme_block(readme: Path) -> None:
     """Replace what stands between the two markers. Raises ArtefactError if the markers are not there."""
-    write_between(readme, README_BEGIN, README_END, readme_block())
+    write_between(readme, README_BEGIN, README_END, readme_block)
 
 
-def write_between(path: Path, begin: str, end: str, block: str) -> None:
-    """Replace what stands between two markers of a file. Raises ArtefactError if the markers are not there."""
+def write_between(path: Path, begin: str, end: str, block: Callable[[], str]) -> None:
+    """Replace what stands between two markers of a file by what ``block`` makes. Raises ArtefactError if the markers are not there."""
     text = path.read_text(encoding="utf-8")
     if begin not in text or end not in text:
         raise ArtefactError(f"{path}: the markers {begin} and {end} are missing")
     head, rest = text.split(begin)
     with atomic_path(path) as temporary:
-        temporary.write_text(f"{head}{begin}\n{block}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+        temporary.write_text(f"{head}{begin}\n{block()}\n{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
