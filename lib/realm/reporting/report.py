@@ -231,7 +231,10 @@ def write_readme_block(readme: Path) -> None:
 
 
 def write_between(path: Path, begin: str, end: str, block: Callable[[], str]) -> None:
-    """Replace what stands between two markers of a file by what ``block`` makes. Raises ArtefactError if the markers are not there."""
+    """Replace what stands between two markers of a file by what ``block`` makes.
+
+    Raises ArtefactError if the markers are not there.
+    """
     text = path.read_text(encoding="utf-8")
     if begin not in text or end not in text:
         raise ArtefactError(f"{path}: the markers {begin} and {end} are missing")
