@@ -48,7 +48,7 @@ from realm.training.launch import Job
 RESULTS = Path(__file__).parent / "results" / "gpu.csv"
 UNTESTED, NO_CARD = "untested", "no CUDA device"
 HOLDS, FAILS, FAILED = "holds", "does not hold", "failed"
-SEED = 20230823
+SEED, BATCH = 20230823, 2
 SHARED, REPORT = "REALM_GPU_SHARED", "REALM_GPU_REPORT"  # variables: one card for all; a folder for what processes say
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 FIRST_CARD = os.environ.get(VISIBLE, "0").split(",")[0]
@@ -85,7 +85,7 @@ class Bench:
         """A training of UserGPT on so many conversations. ``values``: of the profile's block."""
         profile = yaml.safe_load(profile_path("cpu").read_text(encoding="utf-8"))
         usual = {"base_model": self.model, "opening_share": None, "opening_rows": "segment", "learn_ending": False}
-        usual |= {"max_train_tokens": None, "batch_size": 2, "accumulation": 1, "checkpoint_steps": 10_000}
+        usual |= {"max_train_tokens": None, "batch_size": BATCH, "accumulation": 1, "checkpoint_steps": 10_000}
         profile["usergpt_sft"] |= {**usual, "cpu_processes": 1, **values}
         path, data = self.folder / f"{name}.yaml", self.folder / f"{name}.jsonl"
         path.write_text(yaml.safe_dump(profile), encoding="utf-8")
@@ -227,9 +227,9 @@ def known_card() -> estimate.Device | None:
 
 
 def two_processes(bench: Bench) -> Iterator[Row]:
-    """The same segments a step: two processes, or one with twice the passes."""
+    """The same segments a step: two processes, or one with twice as many in a pass."""
     values = {"method": "qlora", "compute_dtype": "float32"}
-    one = run(bench.job("one", 48, accumulation=2, **values))
+    one = run(bench.job("one", 48, batch_size=2 * BATCH, **values))
     two = run(bench.job("two", 48, **values), torchrun(2), shared=True)
     yield equal(CHECKS[two_processes][0], apart(one, two), 0.005)
 
@@ -238,7 +238,7 @@ def fsdp(bench: Bench) -> Iterator[Row]:
     """All weights in bfloat16, shared out by FSDP over the cards there are, against one process without it."""
     values = {"method": "full", "compute_dtype": "bfloat16", "learning_rate": 1e-4}  # so that a wrong gradient shows
     processes = bench.cards or 2
-    plain = run(bench.job("full", 48 * processes, accumulation=processes, **values))
+    plain = run(bench.job("full", 48 * processes, batch_size=BATCH * processes, **values))
     job = bench.job("fsdp", 48 * processes, **values)
     launcher = launch._launcher(job.config, processes)[:-1]
     sharded = run(job, launcher, shared=not bench.cards, cards=None)
