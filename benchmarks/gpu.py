@@ -1,4 +1,4 @@
-"""What only a GPU can show: ``python -m benchmarks.gpu``, on one card, without a network, in about ten minutes.
+"""What only a GPU can show: ``python -m benchmarks.gpu``, on one card, without a network.
 
 Real conversations, the packaged model, the trainer of notebook 02. Each check is a training or two in processes of
 their own, so that one that fails is a row and no end. Checks compare losses step by step, on the same rows in the same
@@ -8,7 +8,7 @@ whole one. Speed and memory stand beside the estimate of ``--dry-run`` (``realm.
 Two processes share a card through gloo, by way of the computer's memory, since NCCL refuses that; FSDP runs in one
 process a card through NCCL.
 
-The table goes to ``results/gpu.csv`` and, as Markdown, to the screen. Without a card every check is untested; what
+It is meant to end within ten minutes, which nobody has timed. The table goes to ``results/gpu.csv`` and, as Markdown, to the screen. Without a card every check is untested; what
 somebody ran on a card before stays.
 """
 
