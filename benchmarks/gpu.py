@@ -8,8 +8,8 @@ whole one. Speed and memory stand beside the estimate of ``--dry-run`` (``realm.
 Two processes share a card through gloo, by way of the computer's memory, since NCCL refuses that; FSDP runs in one
 process a card through NCCL.
 
-It is meant to end within ten minutes, which nobody has timed. The table goes to ``results/gpu.csv`` and, as Markdown, to
-the screen. Without a card every check is untested; what somebody ran on a card before stays.
+It is meant to end within ten minutes, which nobody has timed. The table goes to ``results/gpu.csv`` and, as Markdown,
+to the screen. Without a card every check is untested; what somebody ran on a card before stays.
 """
 
 from __future__ import annotations
