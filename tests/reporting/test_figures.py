@@ -12,7 +12,7 @@ import pytest
 
 from realm import reporting
 from realm.evaluation import mt_bench_scores, published
-from realm.reporting import card, drawing, figures, regenerate, teaching
+from realm.reporting import card, drawing, figures, judged, regenerate, teaching
 
 FUNNEL_OURS = pd.DataFrame({"step": ["read", "markup converted, product names dropped"], "sessions": [1000, 900]})
 INTERVALS = pd.DataFrame(
@@ -77,6 +77,13 @@ def by_category():
     return mt_bench_scores.scores_table(published.mt_bench_scores(), seed=1)
 
 
+JUDGED = pd.DataFrame(
+    [
+        {"group": g, "score": s, "ci_low": s - 1, "ci_high": s + 1, "n": 8, "model": m, "judge": "j"}
+        for g in ("overall", "math")
+        for m, s in (("base", 2.5), ("realm", 3.25))
+    ]
+)
 DRAWN = {
     "funnel": lambda: figures.funnel(figures.funnel_beside(FUNNEL_OURS, published.funnel())),
     "bars": lambda: figures.bars(SECONDS, "step", "seconds", "seconds", "Time"),
@@ -96,6 +103,7 @@ DRAWN = {
     ),
     "mt_bench_by_category": lambda: figures.mt_bench_by_category(by_category(), "Title", "a source"),
     "card.realism": lambda: card.realism(CARD),
+    "judged.judged": lambda: judged.judged(JUDGED),
     "teaching.teaching": lambda: teaching.teaching(TEACHING, "Whose questions teach?"),
 }
 

@@ -139,7 +139,7 @@ def test_the_profiles_precision_is_computed_in(whole, job):
     assert [r["computes"] for r in reports] == [["torch.bfloat16"]] * 2
     full = job("float32", 16)
     assert [r["computes"] for r in run(full)] == [["torch.float32"]] * 2
-    alone = job("alone", 16, accumulation=4)
+    alone = job("alone", 16, batch_size=4)  # the same rows at one time
     encoder, model = alone.encoder(), load_base(alone.config)
     train(model, encoder.tokenizer, alone.rows(encoder), alone.config, alone.folder, SEED)
     assert lines(full, "loss") == pytest.approx(lines(alone, "loss"), rel=1e-5)

@@ -130,9 +130,9 @@ def test_one_launched_process_trains_the_adapter_of_the_call_in_a_notebook(job):
 
 
 @pytest.mark.parametrize("gpus", [2, 0])
-def test_two_processes_train_as_one_with_twice_the_accumulation(job, monkeypatch, capfd, gpus):
-    alone = job("alone", accumulation=4, eval_steps=2)
-    together = job("together", accumulation=2, eval_steps=2, **({} if gpus else {"cpu_processes": 2}))
+def test_two_processes_train_as_one_with_batches_of_twice_the_rows(job, monkeypatch, capfd, gpus):
+    alone = job("alone", batch_size=4, eval_steps=2)
+    together = job("together", eval_steps=2, **({} if gpus else {"cpu_processes": 2}))
     one, _ = in_process(alone)
     capfd.readouterr()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -150,11 +150,11 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(job, monkeypatch
 
 @pytest.mark.parametrize("kind", ["assistant", "plain_segments"])
 def test_a_control_is_trained_by_the_same_launcher(job, monkeypatch, kind):
-    whole = job("whole", epochs=1, accumulation=4, controls=[kind], eval_steps=2)
+    whole = job("whole", epochs=1, batch_size=4, controls=[kind], eval_steps=2)
     alone = train_control(kind, whole)
     log = losses(replace(whole, folder=whole.folder / f"control_{kind}"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    shared = job("shared", epochs=1, accumulation=2, controls=[kind], eval_steps=2)
+    shared = job("shared", epochs=1, controls=[kind], eval_steps=2)
     together = train_control(kind, shared)
     folder = shared.folder / f"control_{kind}"
     assert losses(replace(shared, folder=folder)) == pytest.approx(log, rel=0.05)

@@ -59,9 +59,9 @@ def rows(tokenizer, chat):
     return [r.without_tail() for r in encoder.encode_all(conversations(12))]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    # Sums in one order: runs that should agree then agree to the last bit.
+    # Sums in one order: runs that should agree then agree to the last bit, those of this module's fixtures too.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

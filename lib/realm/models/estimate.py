@@ -51,8 +51,11 @@ GPUS = {
 LIBRARIES_GIB, HOLES = 1.5, 0.1
 
 
-def memory(shape: Architecture, config: SFT, length: int, share: float, processes: int, width: int) -> dict[str, float]:
-    """Bytes on each device at the peak of a step over rows of ``length`` tokens; ``width``: bytes of the compute dtype.
+def memory(
+    shape: Architecture, config: SFT, length: int, share: float, processes: int, width: int, fused: bool = True
+) -> dict[str, float]:
+    """Bytes on each device at the peak of a step over rows of ``length`` tokens; ``width``: bytes of the compute dtype;
+    ``fused``: attention keeps no matrix of a row's tokens by its tokens, as on a GPU.
 
     ``full`` is sharded over ``processes`` (FSDP), adapters are repeated on each (DDP). Gradients are shared out after
     each micro-batch: none holds the whole one, which would be ``width`` bytes a parameter more. Tensors alone:
@@ -70,6 +73,8 @@ def memory(shape: Architecture, config: SFT, length: int, share: float, processe
     }[config.method]
     hidden, intermediate = ACTIVATION_BYTES["full" if full else "adapter", width]
     layer = tokens * (hidden * shape.hidden + intermediate * shape.intermediate)
+    if not fused:  # probabilities in float32, and in a smaller compute dtype too; keys and values for each head
+        layer += tokens * (shape.heads * length * (4 if width == 4 else 4 + width) + 2 * shape.hidden * width)
     # The layer's input, all that checkpointing keeps: under autocast what layers hand on stays float32.
     kept = tokens * shape.hidden * (4 if full and not sharded else width)
     supervised = tokens * share  # the head is applied there alone
@@ -146,7 +151,7 @@ def stage_rows(profile: Profile, block: str, measured: Mapping[str, float], gpus
     processes = gpus or (config.cpu_processes if not on_gpu else FULL_GPUS if config.method == "full" else 1)
     shape, load = architecture(config.base_model), workload(profile, block, measured)
     devices, width = (processes, 2) if on_gpu else (1, 4)
-    parts = memory(shape, config, profile.dialogue.max_length, load.share, devices, width)
+    parts = memory(shape, config, profile.dialogue.max_length, load.share, devices, width, fused=on_gpu)
     total, flops = sum(parts.values()), stage_flops(shape, config, load)
     # The notebook compares before and after on one device, where nothing else is then.
     whole = 4 * shape.parameters if config.method == "full" else 0
