@@ -24,6 +24,8 @@ usage: ./run_all.sh [options]
   --yes            with --tidy: remove it without asking
   --figures        draw the published figures anew, and the README's results block, from the numbers in figures/ alone:
                    no stage is run, nothing is downloaded but the packages
+  --lab [...]      set up, then open JupyterLab on notebooks/ with the right kernel; what follows is for JupyterLab,
+                   such as --no-browser --port 8889
   --test           set up, then run the test suite
   -h, --help       this text
 Results land in runs/<profile>/; open runs/<profile>/report.html. Nothing that was paid for or trained is deleted: what
@@ -33,7 +35,7 @@ TEXT
 
 fail() { echo "error: $1" >&2; exit 2; }
 
-PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" SERVING="" TIDY=() FORCE=() FIGURES=""
+PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" SERVING="" TIDY=() FORCE=() FIGURES="" LAB=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --profile) PROFILE="${2:?$1 needs a value}"; shift 2 ;;
@@ -46,6 +48,7 @@ while [ $# -gt 0 ]; do
     --publish) PUBLISH=(--publish); shift ;;
     --tidy|--yes) TIDY+=("$1"); shift ;;
     --figures) FIGURES=1; shift ;;
+    --lab) LAB=1; shift; break ;;
     --test) TEST=1; shift ;;
     -h|--help) usage; exit 0 ;;
     *) fail "$1: unknown option; see ./run_all.sh --help" ;;
@@ -94,6 +97,9 @@ else
 fi
 export TOKENIZERS_PARALLELISM=true
 
+if [ -n "$LAB" ]; then
+  exec "$PYTHON" -m realm.pipeline.lab "$@"   # notebooks fetch what they need themselves, so that it opens at once
+fi
 if [ -n "$FIGURES" ]; then
   exec "$PYTHON" -m realm.reporting.regenerate
 fi

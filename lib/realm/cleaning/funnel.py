@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from realm.conversations.conversation import SESSION, Conversation
 from realm.core.errors import TooFewError
+from realm.core.progress import Bar
 
 EXAMPLES_PER_REASON = 2
 
@@ -87,9 +86,9 @@ def run_funnel(
     """Apply the steps in order; returns what is left and one report a step."""
     current = list(conversations)
     reports = []
-    with tqdm(total=len(steps), desc="cleaning", unit="step", disable=not progress) as bar:
+    with Bar(total=len(steps), desc="cleaning", unit="steps", disable=not progress) as bar:
         for step in steps:
-            bar.set_postfix_str(step.name)
+            bar.note(step.name)
             current, report = _run_step(step, current)
             reports.append(report)
             bar.update()

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import zstandard
-from tqdm import tqdm
 
 from realm.conversations import layouts
 from realm.conversations.conversation import ConversationFileError
 from realm.conversations.hub import NO_CHOICE, HubChoice, hub_rows, is_local_copy
 from realm.conversations.json_stream import MALFORMED, JsonStream, JsonStreamError
 from realm.conversations.report import ReadReport
+from realm.core.progress import Bar
 
 GZIP = b"\x1f\x8b"
 ZSTD = b"\x28\xb5\x2f\xfd"
@@ -108,7 +108,7 @@ def _text_records(path: Path, magic: bytes, report: ReadReport, progress: bool) 
         elif magic == ZSTD or (magic[1:] == ZSTD_SKIPPABLE and magic[0] >> 4 == 5):
             decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
             stream = decompressor.stream_reader(handle, read_across_frames=True)
-        bar = tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=not progress)
+        bar = Bar(total=path.stat().st_size, unit="bytes", unit_scale=True, desc=path.name, disable=not progress)
         window = JsonStream(stream, on_chunk=lambda: bar.update(handle.tell() - bar.n))
         with bar:
             try:

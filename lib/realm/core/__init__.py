@@ -4,6 +4,6 @@ Rooms in reading order: ``profile`` (typed values of a run, each part a ``block`
 ``fine_tunes`` and ``simulator_realism`` have rooms of their own; what is wrong with values says ``profile_errors``,
 that a key stands twice ``keys_once``), ``files`` (whole or not there), ``set_aside`` (what no longer fits), ``locks``
 (one writer), ``secrets``, ``errors`` (one line for the reader), ``metrics``, ``manifest``, ``seeds``, ``cards``,
-``quiet`` (noise of libraries).
+``progress`` (what long work says), ``quiet`` (noise of libraries).
 Imports nothing else of the library.
 """

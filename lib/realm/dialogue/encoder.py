@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import CONTEXT, ENDS_SESSION, Conversation, Message
 from realm.core.profile import SFT, Profile, UserSFT
+from realm.core.progress import Bar
 from realm.dialogue.format import (
     ASSISTANT_SYSTEM_PROMPT,
     SYSTEM_PROMPTS,
@@ -97,7 +97,7 @@ class Encoder:
         """Encode in order, a batch at a time (the tokenizer uses all cores). Conversations with nothing
         supervised come out too, with ``supervised == 0``: the caller counts and drops them.
         Raises TemplateError for content that holds a reserved token."""
-        bar = tqdm(total=len(conversations), desc="encoding", unit="conv", disable=not progress)
+        bar = Bar(total=len(conversations), desc="encoding", unit="conversations", disable=not progress)
         with bar:
             for batch in _batches(conversations):
                 whole = [with_ending(c) for c in batch] if self.ending else batch

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from realm.conversations.conversation import Message
+from realm.core.progress import Bar
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT
 from realm.evaluation.kept import Kept
@@ -27,7 +26,7 @@ async def answer(
     EndpointError where nobody is answered.
     """
     kept, known = Kept(client, folder / KEPT, model_id), {}
-    bar = tqdm(total=len(questions), desc=f"answers of {model_id}", unit="question")
+    bar = Bar(total=len(questions), desc=f"answers of {model_id}", unit="questions")
 
     async def one(q: Question) -> None:
         said, name, cut = [Message("system", ASSISTANT_SYSTEM_PROMPT)], f"mt-bench-{q.id}", []

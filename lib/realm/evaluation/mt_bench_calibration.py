@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from realm.core.metrics import Metrics
+from realm.core.progress import Bar
 from realm.evaluation.intervals import share_interval
 from realm.evaluation.mt_bench import WRONG_REFERENCES, Missing, Question, answers_by_question, gather
 from realm.evaluation.mt_bench_judging import SWAPPED, Bench, Game
@@ -66,7 +66,7 @@ async def calibrate(
     drawn = _drawn(there, most, bench.seed)
     tests = [("reference", reference, with_reference), ("equal answers", equal, drawn), ("same words", again, drawn)]
     asked = {(name, q.id): test(q) for name, test, some in tests for q in some}
-    bar = tqdm(total=len(asked), desc=f"calibrating {bench.name}", unit="test")
+    bar = Bar(total=len(asked), desc=f"calibrating {bench.name}", unit="tests")
     with bar:
         failed = await gather(bench.client, asked)
     lost = [(name, Missing(number, why)) for (name, number), why in failed]

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from realm.conversations.conversation import Message
 from realm.core.cards import public_name
+from realm.core.progress import Bar
 from realm.core.seeds import turn_seed
 from realm.evaluation.kept import Kept
 from realm.evaluation.mt_bench import (
@@ -158,7 +157,7 @@ async def grade(
         for turn in TURNS
     ]
     by_id, records = {q.id: q for q in questions}, {}
-    bar = tqdm(total=len(names), desc=f"ratings by {bench.name}", unit="turn")
+    bar = Bar(total=len(names), desc=f"ratings by {bench.name}", unit="turns")
 
     async def one(model: str, repeat: int, number: int, turn: int) -> None:
         rated = await bench.rate(model, by_id[number], said[model][number], turn, repeat)
@@ -193,7 +192,7 @@ async def compare(
         for turn in TURNS
     ]
     by_id, records = {q.id: q for q in questions}, {}
-    bar = tqdm(total=len(names), desc=f"{one} compared by {bench.name}", unit="turn")
+    bar = Bar(total=len(names), desc=f"{one} compared by {bench.name}", unit="turns")
 
     async def pair(other: str, number: int, turn: int) -> None:
         q, mine, theirs = by_id[number], said[one][number], said[other][number]

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Conversation
 from realm.core.errors import TooFewError
+from realm.core.progress import Bar
 from realm.core.seeds import turn_seed
 from realm.evaluation.kept import Kept
 from realm.serving.client import together
@@ -51,7 +51,7 @@ async def simulated(kept: Kept, simulator: Simulator, count: int, seed: int) -> 
 
     What was answered before is not asked for again. Raises EndpointError.
     """
-    bar = tqdm(total=count, desc=f"openings of {kept.client.role}", unit="turn")
+    bar = Bar(total=count, desc=f"openings of {kept.client.role}", unit="turns")
 
     async def one(number: int) -> Reply:
         seed_of_it = turn_seed(f"opening-{number}", 0, seed)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from realm.core.errors import TooFewError
+from realm.core.progress import Bar
 from realm.evaluation.intervals import Z, interval_within
 from realm.evaluation.leaving_out import FOLDS, ONE, OTHER, Rows, Spread, fold_values, spread_of
 from realm.evaluation.measure import Measure, floor
@@ -63,7 +63,7 @@ def two_sample(
     value = float(spread.values.mean())
     rng = np.random.default_rng([seed, repeats, permutations])
     null = []
-    for _ in tqdm(range(permutations), desc=desc, unit="permutation", disable=not permutations):
+    for _ in Bar(range(permutations), desc=desc, unit="permutations", disable=not permutations):
         permuted = rng.permutation(label)
         null.append(np.mean([fold_values(rows, permuted, folding(permuted, rng)) for _ in range(repeats)]))
     p_value = (1 + sum(v >= value for v in null)) / (1 + permutations)

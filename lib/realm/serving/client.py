@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from realm.conversations.conversation import Message
 from realm.core.profile import Endpoint
+from realm.core.progress import Bar
 from realm.core.secrets import redact
 from realm.serving.dialect import GO_ON, Dialect
 from realm.serving.faults import (
@@ -292,7 +293,7 @@ class Client:
         self, requests: Sequence[tuple[Sequence[Message], int]], desc: str, **options: Any
     ) -> list[Reply]:
         """Completions for (messages, seed) pairs, in order, with a progress bar. The first error ends it."""
-        bar = tqdm(total=len(requests), desc=desc, unit="turn")
+        bar = Bar(total=len(requests), desc=desc, unit="turns")
 
         async def one(messages: Sequence[Message], seed: int) -> Reply:
             reply = await self.complete(messages, seed, **options)

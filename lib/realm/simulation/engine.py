@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from realm.conversations.conversation import Conversation, Message
 from realm.core import profile
+from realm.core.progress import Bar
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import ChatFormat
 from realm.serving.client import Client, together
@@ -91,7 +92,7 @@ class Simulation:
         self._room = asyncio.Semaphore(sum(c.endpoint.concurrency for c in self._clients))
         standing = standings(self.journal, starts, self.limits)
         waiting = [s for s in starts if standing[s.key].reason is None]
-        with tqdm(total=len(starts), initial=len(starts) - len(waiting), desc="conversations", unit="conv") as bar:
+        with Bar(total=len(starts), initial=len(starts) - len(waiting), desc="simulation", unit="conversations") as bar:
             try:
                 reasons = await together(self._hold(start, bar) for start in waiting)
             except EndpointError as error:
@@ -113,7 +114,7 @@ class Simulation:
         self.journal.forgive(self._breaker.victims())
         return SimulationError(f"{error}. {self.journal.count_turns()} turns are kept; run again to go on")
 
-    async def _hold(self, start: Start, bar: tqdm) -> EndReason:
+    async def _hold(self, start: Start, bar: Bar) -> EndReason:
         async with self._room:
             said = [*start.opening, *self.journal.turns(start.key)]
             while (ending := await self._ending(start, said)) is None:
@@ -124,7 +125,7 @@ class Simulation:
                         self.journal.end([start.key], ending)
                     break
                 said.append(message)
-                bar.set_postfix_str(str(self._ledger), refresh=False)
+                bar.note(str(self._ledger))
             if ending.reason != EndReason.BUDGET_SPENT:
                 stands = Standing(len(said) - len(start.opening), ending.reason)
                 self.journal.stop({start.key: stands}, str(self.limits))

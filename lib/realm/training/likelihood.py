@@ -52,7 +52,7 @@ def held_out_batches(
     require_fit(model, rows)
     was_training = model.training
     model.eval()
-    with progress_bar(total=len(rows), desc=desc, unit="conv") as bar:
+    with progress_bar(total=len(rows), desc=desc, unit="conversations") as bar:
         for indices in _batches_by_length([len(r.input_ids) for r in rows]):
             batch = collate([Rows(rows)[i] for i in indices], pad_id)
             batch.pop("ids")

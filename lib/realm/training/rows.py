@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Conversation
+from realm.core.progress import Bar
 from realm.core.seeds import unit_hash
 from realm.dialogue.encoder import IGNORED, Encoded, Encoder
 from realm.training.base import TrainingError
@@ -92,7 +92,7 @@ def _selected(
     full = lambda: any(  # noqa: E731
         most is not None and used >= most for used, most in ((tokens, max_tokens), (supervised, max_supervised))
     )
-    with progress_bar(total=max_tokens, desc="rows to train on", unit="tok", unit_scale=True) as bar:
+    with progress_bar(total=max_tokens, desc="rows to train on", unit="tokens", unit_scale=True) as bar:
         for first in range(0, len(order), 64):
             for row in encoder.encode_all([conversations[i] for i in order[first : first + 64]]):
                 if full():
@@ -115,9 +115,9 @@ def rows_sha256(rows: Sequence[Encoded]) -> str:
     return hashlib.sha256(b"".join(r.input_ids.tobytes() + r.labels.tobytes() for r in rows)).hexdigest()
 
 
-def progress_bar(**values: Any) -> tqdm:
-    """A text bar, on the main process alone."""
-    return tqdm(disable=os.environ.get("RANK", "0") != "0", **values)
+def progress_bar(**values: Any) -> Bar:
+    """A bar, on the main process alone."""
+    return Bar(disable=os.environ.get("RANK", "0") != "0", **values)
 
 
 class Rows(torch.utils.data.Dataset):

@@ -139,13 +139,13 @@ class _KeepEvaluated(TrainerCallback):
 
 
 class _Progress(TrainerCallback):
-    """A text bar, which shows alike in a terminal, a live notebook and an executed one; and a JSON-lines log."""
+    """A bar, and a JSON-lines log."""
 
     def __init__(self, path: Path):
         self.path, self.bar = path, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        self.bar = progress_bar(total=state.max_steps, initial=state.global_step, desc="training", unit="steps")
         if state.is_world_process_zero:
             # Steps after the checkpoint are done again: the log goes back to it too.
             with atomic_path(self.path) as temporary:
