@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from realm.conversations.conversation import Message
+from realm.core.files import ArtefactError
 from realm.dialogue.format import ChatFormat
 from realm.training.rows import padding_of
 
@@ -47,3 +50,19 @@ def sample_turns(
         pad_token_id=pad,
     )
     return [tokenizer.decode(row[longest:], skip_special_tokens=True).strip() for row in output]
+
+
+def next_turn(
+    folder: Path, chat: ChatFormat, said: Sequence[Message], *, max_new_tokens: int = 64, **style: Any
+) -> str:
+    """The next turn after ``said`` by a model that a stage saved, loaded for it. ``style``: as ``sample_turns`` takes.
+
+    Raises ArtefactError where nothing is saved.
+    """
+    if not (folder / "config.json").exists():
+        raise ArtefactError(f"{folder}: no model is saved here; run the notebook that trains it first")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    [turn] = sample_turns(model.to(device), tokenizer, chat, [said], max_new_tokens=max_new_tokens, **style)
+    return turn
