@@ -11,7 +11,7 @@ from stub_server import BAD_KEY, NO_WAY, TOO_LONG, StubServer, answered
 from realm.conversations.conversation import Conversation, Message
 from realm.core.seeds import turn_seed
 from realm.dialogue.format import USER_SYSTEM_PROMPT
-from realm.pipeline import runner
+from realm.pipeline.pages import write_page
 from realm.reporting import display
 from realm.serving.dialect import GO_ON
 from realm.simulation.endings import EndReason, SimulationError
@@ -487,14 +487,6 @@ def test_a_script_in_a_conversation_is_text_in_the_executed_page(tmp_path):
     outputs = [nbformat.v4.new_output("execute_result", {"text/html": text}) for text in shown]
     path = tmp_path / "03_simulation.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("show", outputs=outputs)]), path)
-    runner._to_html(path)
-    page = path.with_suffix(".html").read_text()
+    page = write_page(path).read_text()
     assert HOSTILE not in page
     assert page.count("&lt;script&gt;alert(") == 9
-
-
-def test_a_long_conversation_is_cut_and_says_so():
-    talk = Conversation("long", tuple(Message("user", "x" * 50) for _ in range(9)))
-    page = display.conversation(talk, limit=10, turns=4).data
-    assert "and 5 more turns" in page
-    assert "x" * 10 + " …" in page and "x" * 11 not in page

@@ -23,7 +23,7 @@ PROGRESS = "progress"  # in the metadata of what a notebook displays: here is a 
 
 
 class Bar(tqdm):
-    """As ``tqdm``, shown where it reads well. ``unit`` in the plural: ``3 of 8 turns``."""
+    """As ``tqdm``, shown where it reads well. ``unit`` in the plural, ``3 of 8 turns``; an empty one counts nothing."""
 
     def __init__(self, *things: Any, **values: Any):
         self._shell = _notebook()
@@ -31,6 +31,8 @@ class Bar(tqdm):
         self._handle, self._shown, self._over = None, time.monotonic(), threading.Event()
         if not self._moves:
             values |= {"gui": True, "mininterval": LIVE, "miniters": 1}  # as tqdm calls what draws by itself
+        elif values.get("unit") == "":
+            values["bar_format"] = "{desc}: {elapsed}"
         super().__init__(*things, **values)
         if not self._moves and not self.disable:
             self.display()
@@ -69,7 +71,8 @@ class Bar(tqdm):
         amount = tqdm.format_sizeof if self.unit_scale else "{:,}".format
         count = f"{amount(self.n)} of {amount(self.total)}" if self.total else amount(self.n)
         spent = time.time() - self.start_t
-        words = f"{self.desc.removesuffix(': ') or 'progress'}: {count} {self.unit}, {tqdm.format_interval(spent)}"
+        counted = f"{count} {self.unit}, " if self.unit else ""
+        words = f"{self.desc.removesuffix(': ') or 'progress'}: {counted}{tqdm.format_interval(spent)}"
         done = self.n - self.initial
         if self.total and done > 0 and self.n < self.total and not self._over.is_set():
             words += f", about {tqdm.format_interval(spent / done * (self.total - self.n))} left"

@@ -72,9 +72,13 @@ def first_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit
 def embed(texts: Sequence[str], model_folder: Path) -> np.ndarray:
     """Unit-length sentence embeddings, shape (n, d), by sentence-transformers."""
     from sentence_transformers import SentenceTransformer  # seconds to import
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of loading: one more line of noise
     model = SentenceTransformer(str(model_folder), device=None, trust_remote_code=False)
-    return model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=32)
+    with Bar(total=len(texts), desc="embedding", unit="texts") as bar:
+        model[0].register_forward_hook(lambda _, given, out: bar.update(len(out["token_embeddings"])) and None)
+        return model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=32)
 
 
 def embed_turns(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import time
 from typing import Any
 
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
+from tqdm import tqdm
 
 from realm.core.progress import EVERY, PROGRESS
 from realm.core.secrets import redact
@@ -34,7 +36,8 @@ class _Client(PapermillNotebookClient):
 
     def __init__(self, *things: Any, **values: Any):
         super().__init__(*things, **values)
-        self._heading, self._told = "", {}  # display id of a bar -> when it was first seen or last told
+        self._heading, self._spoke = "", 0.0
+        self._told: dict[str, tuple[float, bool]] = {}  # display id of a bar -> (when, was it told or only seen)
 
     def execute_cell(self, cell: Any, cell_index: int, *things: Any, **values: Any) -> Any:
         if heading := _heading_of(cell):
@@ -42,7 +45,20 @@ class _Client(PapermillNotebookClient):
         elif cell.cell_type == "code" and self._heading:
             self._tell(f"[{cell_index + 1} of {len(self.nb.cells)}] {self._heading}")
             self._heading = ""
-        return super().execute_cell(cell, cell_index, *things, **values)
+        self._spoke, over = time.monotonic(), threading.Event()
+        threading.Thread(target=self._keep_telling, args=(cell_index, over), daemon=True).start()
+        try:
+            return super().execute_cell(cell, cell_index, *things, **values)
+        finally:
+            over.set()
+
+    def _keep_telling(self, cell_index: int, over: threading.Event) -> None:
+        """Of a cell that shows no bar, that it is at work."""
+        started = time.monotonic()
+        while not over.wait(min(1.0, EVERY)):
+            if time.monotonic() - self._spoke >= EVERY:
+                spent = tqdm.format_interval(time.monotonic() - started)
+                self._tell(f"   cell {cell_index + 1} is at work, {spent}")
 
     def process_message(self, msg: dict, cell: Any, cell_index: int) -> Any:
         content = msg["content"]
@@ -52,6 +68,7 @@ class _Client(PapermillNotebookClient):
 
     def _tell_bar(self, content: dict) -> None:
         name, now = content.get("transient", {}).get("display_id"), time.monotonic()
+        self._spoke = now  # a bar is there, and will be told
         since, told = self._told.setdefault(name, (now, False))
         due = now - since >= EVERY
         if due or (told and content["metadata"][PROGRESS]):  # of a bar that was told, its end is told too
@@ -59,6 +76,7 @@ class _Client(PapermillNotebookClient):
             self._told[name] = now, True
 
     def _tell(self, words: str) -> None:
+        self._spoke = time.monotonic()
         self.stderr_file.write(f"{words}\n")
         self.stderr_file.flush()
 

@@ -41,7 +41,7 @@ def realism(table: pd.DataFrame) -> Drawn:
         [0, 0.5, 1, 1.5],
         ["0\nas humans differ\namong themselves", "0.5", "1\nas the base told\nto play a user", "1.5"],
     )
-    axes.set_xlabel(_below(drawn), fontsize=9)
+    axes.set_xlabel(_below(drawn), fontsize=10)
     axes.set_title("How far from humans? Left is nearer" if len(drawn) else "No measure has a scale: too few texts")
     _legend(figure, lines)
     return figure, table

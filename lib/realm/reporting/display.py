@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from IPython import get_ipython
 from IPython.display import HTML, Markdown
+from pandas.api.types import is_numeric_dtype
 
 from realm.cleaning.funnel import Example, StepReport
 from realm.conversations.conversation import Conversation, Message
@@ -24,7 +27,7 @@ from realm.reporting.report import REFERENCE_PROFILE, reference_metrics_path
 COLORS = {"user": "#D6E9F5", "assistant": "#F0F0F0", "system": "#FFF4D6"}
 NAMES = {"user": "human"}
 NO_MATH = "mathjax_ignore tex2jax_ignore"  # JupyterLab's class, and that of older ones
-pd.set_option("display.html.use_mathjax", False)
+MOST_ROWS = 100
 
 
 class Picture:
@@ -154,7 +157,34 @@ def metrics_table(metrics: Metrics) -> pd.DataFrame:
 
 
 def table(rows: Iterable[dict]) -> pd.DataFrame:
-    """Rows as a frame whose long texts are not cut, and whose rows are all shown."""
-    pd.set_option("display.max_colwidth", 200)
-    pd.set_option("display.max_rows", 100)
+    """Rows as a frame, which a notebook shows as ``frame_html`` does."""
     return pd.DataFrame(rows)
+
+
+def frame_html(frame: pd.DataFrame) -> str:
+    """A frame as notebooks show it: words on the left and whole, numbers on the right, no numbering of rows."""
+    if not len(frame):
+        return "<p><i>No rows.</i></p>"
+    numbered = isinstance(frame.index, pd.RangeIndex)
+    with pd.option_context("display.max_colwidth", None, "display.html.use_mathjax", False):
+        page = frame.to_html(index=not numbered, border=0, max_rows=MOST_ROWS)
+    left = [not is_numeric_dtype(dtype) for dtype in frame.dtypes]
+
+    def aligned(row: re.Match) -> str:
+        """A row of cells, or the row of heads, one of which may stand above the index."""
+        kind, sides = ("td", left) if "<td>" in row[0] else ("th", left if numbered else [True, *left])
+        head, *cells = row[0].split(f"<{kind}>")
+        style = [f'<{kind} style="text-align:{"left" if words else "right"};vertical-align:top">' for words in sides]
+        return head + "".join(f"{look}{cell}" for look, cell in zip(style, cells, strict=True))
+
+    return re.sub(r"<tr.*?</tr>", aligned, page, flags=re.DOTALL)
+
+
+def _show_frames() -> None:
+    """Every frame that a notebook shows is shown so."""
+    shell = get_ipython()
+    if shell is not None:
+        shell.display_formatter.formatters["text/html"].for_type(pd.DataFrame, frame_html)
+
+
+_show_frames()

@@ -35,7 +35,7 @@ def funnel(table: pd.DataFrame) -> Drawn:
     ):
         axes.barh(y + offset, 100 * share, 0.38, color=color, label=label)
         for position, (s, c) in enumerate(zip(share, count, strict=True)):
-            axes.text(100 * s + 1, position + offset, f"{c:,}", va="center", fontsize=8)
+            axes.text(100 * s + 1, position + offset, f"{c:,}", va="center", fontsize=10)
     axes.set_yticks(y, table.step)
     axes.invert_yaxis()
     axes.set_xlim(0, 115)
@@ -51,7 +51,7 @@ def bars(table: pd.DataFrame, label: str, value: str, xlabel: str, title: str) -
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.3 * len(table)))
     axes.barh(table[label], table[value], color=OURS)
     for i, number in enumerate(table[value]):
-        axes.text(number, i, f" {number:,.3g}" if number < 1_000 else f" {number:,.0f}", va="center", fontsize=8)
+        axes.text(number, i, f" {number:,.3g}" if number < 1_000 else f" {number:,.0f}", va="center", fontsize=10)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel(xlabel)
@@ -73,7 +73,7 @@ def topics(table: pd.DataFrame, title: str) -> Drawn:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title)
-    figure.legend(loc="outside right upper", fontsize=8, markerscale=2)
+    figure.legend(loc="outside right upper", fontsize=10, markerscale=2)
     return figure, table
 
 
@@ -113,7 +113,7 @@ def distributions(
         if log:
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter("{x:g}")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=10)
     figure.suptitle(title)
     return figure, table
 
@@ -142,7 +142,7 @@ def before_after(table: pd.DataFrame, ylabel: str, title: str) -> Drawn:
     error = [table.value - table.ci_low, table.ci_high - table.value]
     axes.errorbar(table.label, table.value, error, fmt="none", color="black", capsize=4)
     for i, row in table.reset_index(drop=True).iterrows():
-        axes.text(i + 0.05, row.value, f" {row.value:.3g}", va="bottom", ha="left", fontsize=9)
+        axes.text(i + 0.05, row.value, f" {row.value:.3g}", va="bottom", ha="left", fontsize=10)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(f"95 % bootstrap intervals over conversations, n = {table.n.iloc[0]}")
@@ -191,10 +191,10 @@ def published_scores(
     axes.barh(table.model, table[column], color=colors, xerr=table[error] if error else None)
     reach = table[column] + (table[error] if error else 0)
     for i, value in enumerate(table[column]):
-        axes.text(reach[i] + 0.01 * table[column].max(), i, f"{value:.2f}", va="center", fontsize=9)
+        axes.text(reach[i] + 0.01 * table[column].max(), i, f"{value:.2f}", va="center", fontsize=10)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12 * reach.max())
-    axes.set_xlabel(f"{xlabel}\npublished; source: {source}", fontsize=9)
+    axes.set_xlabel(f"{xlabel}\npublished; source: {source}", fontsize=10)
     axes.set_title(title)
     return figure, table
 
@@ -210,10 +210,10 @@ def mt_bench_by_category(table: pd.DataFrame, title: str, source: str) -> Drawn:
     axes.errorbar(shown.group, shown.score, error, fmt="none", color="black", capsize=4)
     axes.axhline(overall, color="black", linestyle="--", linewidth=1)
     lowest = int(np.argmin(shown.score))  # above the lowest bar the label stands free
-    axes.text(lowest, overall + 0.1, f"overall {overall:.2f}", ha="center", fontsize=9)
+    axes.text(lowest, overall + 0.1, f"overall {overall:.2f}", ha="center", fontsize=10)
     axes.set_ylim(0, 10.5)
     axes.set_ylabel("score, 1 to 10")
-    axes.set_xlabel(f"95 % bootstrap intervals over questions; published; source: {source}", fontsize=9)
+    axes.set_xlabel(f"95 % bootstrap intervals over questions; published; source: {source}", fontsize=10)
     axes.set_title(title)
     axes.tick_params(axis="x", labelrotation=20)
     return figure, table

@@ -21,6 +21,7 @@ from joblib import cpu_count
 
 from realm.core.files import REPOSITORY
 from realm.core.profile import Endpoint
+from realm.core.progress import Bar
 from realm.core.secrets import register_secret
 from realm.models import assets
 from realm.models.gguf import export_gguf
@@ -47,8 +48,10 @@ async def connect(
     with contextlib.ExitStack() as stack:
         place = reach(endpoint, role, run_folder, log_folder, share=share, stop=stop)
         entering = asyncio.ensure_future(asyncio.to_thread(stack.enter_context, place))
+        waited = Bar(desc=f"starting the server of {role}", unit="", disable=endpoint.engine == "api")
         try:
-            address = await asyncio.shield(entering)
+            with waited:
+                address = await asyncio.shield(entering)
         except asyncio.CancelledError:
             # A thread cannot be cancelled: it is told, and awaited, or the server that it starts would stay.
             stop.set()

@@ -1,0 +1,92 @@
+"""What notebooks show: a chat, texts side by side, figures with words, how long a stage takes."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from realm.conversations.conversation import Conversation, Message
+from realm.core.profile import ProfileError
+from realm.reporting import display as show
+from realm.reporting import figures
+
+EVIL = "<script>alert(1)</script> costs $5 and $6"
+
+
+def test_a_conversation_is_a_chat_escaped_and_no_formula(talk):
+    page = show.conversation(talk(EVIL, "An answer.")).data
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert 'class="mathjax_ignore tex2jax_ignore"' in page
+    assert page.index("margin-left:auto") < page.index("<b>human</b>") < page.index("margin-right:auto")
+
+
+def test_a_long_turn_is_folded_and_nothing_of_it_is_lost(talk):
+    page = show.conversation(talk("short", "a" * 400 + "b" * 300), limit=400).data
+    assert page.count("<details>") == 1
+    assert "a" * 400 + "…" in page and "…" + "b" * 300 in page and "more (300 characters)" in page
+
+
+def test_turns_after_the_first_few_are_folded_as_one(talk):
+    page = show.conversation(talk(*"abcdef"), turns=4).data
+    assert page.count("<details>") == 1 and "and 2 more turns" in page
+    assert page.index("and 2 more turns") < page.index(">e</span>")
+
+
+def test_metadata_of_a_conversation_is_escaped_too():
+    shown = Conversation("<b>id</b>", (Message("user", "hi"),), {"from": "<i>"})
+    page = show.conversation(shown).data
+    assert "<b>id</b>" not in page and "<i>" not in page
+
+
+def test_texts_side_by_side_are_escaped_folded_and_no_formula():
+    page = show.side_by_side({"<a>": [EVIL], "b": ["x" * 50]}, limit=40).data
+    assert "<script>" not in page and "<a>" not in page
+    assert page.count("<details>") == 2 and "mathjax_ignore" in page
+
+
+def test_tables_are_no_formulas_either():
+    assert "mathjax_ignore" in show.table([{"text": "$5 and $6"}])._repr_html_()
+
+
+def test_a_figure_brings_its_words(tmp_path):
+    numbers = pd.DataFrame({"step": ["one", "two"], "n": [1, 2]})
+    figure, table = figures.bars(numbers, "step", "n", "count", 'How "many"')
+    path = figures.save(figure, table, tmp_path, "01_many")
+    bundle = show.figure(path)._repr_mimebundle_()
+    assert bundle["text/plain"].startswith('How "many"')
+    assert '<img alt="How &quot;many&quot;' in bundle["text/html"]
+    assert 'src="data:image/png;base64,iVBOR' in bundle["text/html"]
+
+
+def test_a_figure_without_a_note_has_its_name(tmp_path):
+    path = figures.save(plt.figure(), pd.DataFrame({"a": [1]}), tmp_path, "01_plain")
+    assert 'alt="01_plain"' in show.figure(path)._repr_mimebundle_()["text/html"]
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch):
+    def write(**profiles):
+        for profile, seconds in profiles.items():
+            stage = {"seconds": seconds, "manifest": {"device": "CPU, 2 cores"}, "metrics": [], "profile": profile}
+            (tmp_path / profile).write_text(json.dumps({"01_data": stage}))
+
+    monkeypatch.setattr(show, "reference_metrics_path", lambda profile: tmp_path / profile)
+    return write
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(41.3, "41 seconds"), (600.0, "10 minutes")])
+def test_how_long_a_stage_takes_is_read_from_the_reference_run(reference, seconds, words):
+    reference(cpu=seconds)
+    assert f"under `cpu` took **{words}** (CPU, 2 cores)" in show.takes("01_data", "cpu").data
+
+
+def test_a_profile_without_a_reference_run_is_told_of_that_of_cpu(reference):
+    reference(cpu=50.0)
+    assert "the reference run under `cpu` took" in show.takes("01_data", "smoke").data
+    assert "No reference run" in show.takes("03_simulation", "smoke").data
+
+
+def test_an_unknown_profile_is_an_error_of_one_line(reference):
+    with pytest.raises(ProfileError, match="no such profile"):
+        show.takes("01_data", "no-such-profile")
