@@ -23,7 +23,7 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
-STARTS_WITHIN, ANSWERS_WITHIN = 120, 1_800  # seconds: a server, a notebook
+STARTS_WITHIN, PATIENT, ANSWERS_WITHIN = 300, 300, 1_800  # seconds: a server, one click, a notebook
 TALLEST = 12_000  # pixels of one picture
 
 
@@ -113,15 +113,16 @@ class OpenNotebook:
 
     def __init__(self, page, address: str, path: Path):
         self.page, self.address, self.path, self.seen = page, address, path, Seen(page)
+        page.set_default_timeout(1_000 * PATIENT)
         page.goto(f"{address}/lab/tree/{path.name}?reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000)
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
 
     def run_all(self) -> None:
         """*Run All Cells* of the menu, until no cell is at work or waits; then it is saved."""
         self.choose("Run", "Run All Cells")
         waiting = self.page.locator(".jp-CodeCell .jp-InputPrompt", has_text="*")
-        waiting.first.wait_for(timeout=90_000)
+        waiting.first.wait_for()
         since = time.monotonic()
         while waiting.count() and time.monotonic() - since < ANSWERS_WITHIN:
             self.page.wait_for_timeout(500)

@@ -67,6 +67,21 @@ class TestNotebook:
         assert prose[0].startswith("# ") and "The paper's claim" in prose[0]
         assert "**Limits.**" in prose[-1]
 
+    def test_says_what_will_be_seen_and_how_long_it_takes(self, path):
+        assert "**What you will see.**" in source(cells(path, "markdown")[0])
+        assert "show.takes(run.stage.folder, PROFILE)" in source(cells(path)[1])
+
+    def test_imports_what_an_idea_needs_beside_it(self, path):
+        [opening] = [c for c in cells(path) if "open_run(" in source(c)]
+        assert sum(isinstance(n, ast.Import | ast.ImportFrom) for n in syntax(opening).body) <= 3
+
+    def test_ends_with_a_cell_to_change_and_run_again(self, path):
+        [words] = [c for c in cells(path, "markdown") if "Change this and run it again" in source(c)]
+        everything = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tried = everything[everything.index(words) + 1]
+        assert tried["cell_type"] == "code" and tried is everything[-2]
+        assert any(name.id.isupper() for n in syntax(tried).body if isinstance(n, ast.Assign) for name in n.targets)
+
     def test_imports_the_library_without_tricks(self, path):
         text = "\n".join(source(c) for c in cells(path))
         assert "sys.path" not in text

@@ -43,6 +43,7 @@ def test_help_lists_every_option(option):
         "--tidy",
         "--yes",
         "--figures",
+        "--lab",
         "--test",
     ):
         assert name in done.stdout

@@ -30,7 +30,7 @@ from realm.core.files import atomic_path, write_json
 OURS, PUBLISHED, ACCENT, SECOND = "#0072B2", "#9A9A9A", "#D55E00", "#009E73"
 STYLE = {
     "figure.dpi": 110,
-    "font.size": 12,  # read at half its size too
+    "font.size": 11,  # can be read at half its size
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

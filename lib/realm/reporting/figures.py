@@ -27,7 +27,7 @@ def funnel_beside(ours: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
 @redrawable
 def funnel(table: pd.DataFrame) -> Drawn:
     """Our funnel beside the published one. ``table``: as ``funnel_beside`` gives it."""
-    figure, axes = plt.subplots(figsize=(9, 4))
+    figure, axes = plt.subplots(figsize=(10, 4.2))
     y = np.arange(len(table))
     for offset, share, count, color, label in (
         (-0.2, table.share_published, table.sessions, PUBLISHED, f"published ({table.sessions.iloc[0]:,} sessions)"),
@@ -136,7 +136,7 @@ def loss_curve(log: Sequence[Mapping[str, float]], title: str) -> Drawn:
 @redrawable
 def before_after(table: pd.DataFrame, ylabel: str, title: str) -> Drawn:
     """Bars with 95 % intervals. ``table``: columns label, value, ci_low, ci_high, n."""
-    figure, axes = plt.subplots(figsize=(1.6 + 1.5 * len(table), 3.6))
+    figure, axes = plt.subplots(figsize=(2.6 + 1.5 * len(table), 4.4))
     colors = [PUBLISHED, OURS, ACCENT, SECOND][: len(table)]
     axes.bar(table.label, table.value, 0.6, color=colors)
     error = [table.value - table.ci_low, table.ci_high - table.value]
