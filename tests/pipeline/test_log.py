@@ -11,7 +11,9 @@ from realm.pipeline import log
 from realm.pipeline.surroundings import own_kernel
 
 WORKING = """import time
+from realm.core import progress
 from realm.core.progress import Bar
+progress.BEAT = 0.2
 with Bar(total=3, desc="long work", unit="steps") as bar:
     for _ in range(3):
         time.sleep(0.6)

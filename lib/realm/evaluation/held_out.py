@@ -73,7 +73,10 @@ def seen_by_training(run_folder: Path, stages: Sequence[str]) -> Seen:
     """
     seen = Seen()
     for stage in stages:
-        for name, digest in read_json(run_folder / stage / "manifest.json").get(TRAINED_ON, {}).items():
+        written = run_folder / stage / "manifest.json"
+        if not written.exists():
+            raise ArtefactError(f"{written}: missing; run the stage that writes it first, notebooks/{stage}.ipynb")
+        for name, digest in read_json(written).get(TRAINED_ON, {}).items():
             path = run_folder / name
             if not path.exists() or file_sha256(path) != digest:
                 raise ArtefactError(f"{path}: not the file that {stage} was trained on; run that stage again")

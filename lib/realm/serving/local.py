@@ -134,7 +134,8 @@ def resolve_model(name: str, run_folder: Path) -> tuple[Path, Path | None]:
     note = stage / "base_model.txt"
     for path in (merged, note):
         if not path.exists():
-            raise EndpointError("failed", f"{path}: missing; run the stage that trains this model first")
+            why = f"missing; run the stage that trains this model first, notebooks/{of}.ipynb"
+            raise EndpointError("failed", f"{path}: {why}")
     base = note.read_text(encoding="utf-8").strip()
     return untrained(stage, base) if kind == "base" else merged, assets.gguf_of(base)
 

@@ -60,7 +60,7 @@ def next_turn(
     Raises ArtefactError where nothing is saved.
     """
     if not (folder / "config.json").exists():
-        raise ArtefactError(f"{folder}: no model is saved here; run the notebook that trains it first")
+        raise ArtefactError(f"{folder}: missing; run notebooks/{folder.parent.name}.ipynb first")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(folder)
