@@ -45,8 +45,24 @@ def test_texts_side_by_side_are_escaped_folded_and_no_formula():
     assert page.count("<details>") == 2 and "mathjax_ignore" in page
 
 
-def test_tables_are_no_formulas_either():
-    assert "mathjax_ignore" in show.table([{"text": "$5 and $6"}])._repr_html_()
+def test_tables_are_escaped_whole_and_no_formulas():
+    page = show.frame_html(show.table([{"text": EVIL + "x" * 300}]))
+    assert "<script>" not in page and "x" * 300 in page and "mathjax_ignore" in page
+
+
+def test_words_stand_on_the_left_of_a_table_and_numbers_on_the_right():
+    page = show.frame_html(pd.DataFrame({"who": ["a", "b"], "n": [1, 2]}))
+    assert page.count("text-align:left") == page.count("text-align:right") == 3  # a head and two rows
+    assert "<th>" not in page  # rows are not numbered
+
+
+def test_a_table_whose_rows_have_names_shows_them():
+    page = show.frame_html(pd.DataFrame({"n": [1, 2]}, index=["one", "two"]))
+    assert "<th>one</th>" in page and page.count("text-align:right") == 3
+
+
+def test_a_table_without_rows_says_so():
+    assert "No rows" in show.frame_html(show.table([]))
 
 
 def test_a_figure_brings_its_words(tmp_path):
