@@ -121,8 +121,9 @@ class OpenNotebook:
     def run_all(self) -> None:
         """*Run All Cells* of the menu, until no cell is at work or waits; then it is saved."""
         self.choose("Run", "Run All Cells")
-        waiting = self.page.locator(".jp-CodeCell .jp-InputPrompt", has_text="*")
-        waiting.first.wait_for()
+        prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
+        prompts.filter(has_text=re.compile(r"[\d*]")).first.wait_for()  # at work, or done already
+        waiting = prompts.filter(has_text="*")
         since = time.monotonic()
         while waiting.count() and time.monotonic() - since < ANSWERS_WITHIN:
             self.page.wait_for_timeout(500)

@@ -85,8 +85,8 @@ def _below(drawn: pd.DataFrame) -> str:
     if not len(drawn):
         return "position of each simulator"
     return (
-        "distance from humans: 0 of one half of them from the other, 1 of the base told to play a user\n"
-        f"95 % intervals over conversations, n = {drawn.n.min()} to {drawn.n.max()}; of the medians the middle half"
+        "distance from humans: 0 of one half of them from the other,\n1 of the base told to play a user\n"
+        f"95 % intervals over conversations, n = {drawn.n.min()} to {drawn.n.max()};\nof the medians the middle half"
     )
 
 

@@ -113,7 +113,8 @@ def distributions(
         if log:
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter("{x:g}")
-        axis.legend(fontsize=10)
+        axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # the names stand above all lines
+        axis.legend(fontsize=10, loc="upper right")
     figure.suptitle(title)
     return figure, table
 
