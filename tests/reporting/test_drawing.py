@@ -76,4 +76,4 @@ def test_settings_around_do_not_reach_a_figure(tmp_path):
     plain = save(*points(TABLE, "t"), tmp_path, "00_plain").read_bytes()
     with plt.rc_context({"font.size": 20, "lines.linewidth": 5, "savefig.bbox": "tight", "figure.facecolor": "red"}):
         assert save(*points(TABLE, "t"), tmp_path, "00_other").read_bytes() == plain
-    assert drawing.STYLE["font.size"] == 10
+    assert drawing.STYLE["font.size"] == 11
