@@ -357,13 +357,15 @@ def test_a_resumed_run_ends_with_the_same_adapter(uninterrupted, tokenizer, rows
 def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_there(
     uninterrupted, tokenizer, rows, tmp_path, monkeypatch
 ):
-    config, whole, log = uninterrupted
+    config, whole, _ = uninterrupted
     wish = tmp_path / "stop"
     monkeypatch.setenv(STOP_VARIABLE, str(wish))
     steps = count_batches(monkeypatch)
-    asking = lambda *given: len(steps) == 5 and wish.touch()  # in the third step; a checkpoint is due every second
-    monkeypatch.setattr(trainer, "refuse_without_gradient", asking)
-    with pytest.raises(Stopped, match="asked to stop: a checkpoint is written at step 3 of 6; run again to go on there"):
+    # In the third step; a checkpoint is due every second.
+    monkeypatch.setattr(trainer, "refuse_without_gradient", lambda *_: len(steps) == 5 and wish.touch())
+    with pytest.raises(
+        Stopped, match="asked to stop: a checkpoint is written at step 3 of 6; run again to go on there"
+    ):
         train(fresh_model(config), tokenizer, rows, config, tmp_path / "cut", seed=1)
     assert len(steps) == 6
     wish.unlink()

@@ -3,7 +3,7 @@
 Rooms in reading order: ``profile`` (typed values of a run, each part a ``block``; ``endpoint``, ``asker``,
 ``fine_tunes``, ``simulator_realism`` and ``cluster`` have rooms of their own; what is wrong with values says
 ``profile_errors``, that a key stands twice ``keys_once``), ``files`` (whole or not there), ``set_aside`` (what no
-longer fits), ``locks`` (one writer), ``stopping`` (when somebody asks for it), ``secrets``, ``errors`` (one line for the reader), ``metrics``, ``manifest``, ``seeds``, ``cards``,
-``quiet`` (noise of libraries).
+longer fits), ``locks`` (one writer), ``stopping`` (when somebody asks for it), ``secrets``, ``errors`` (one line for
+the reader), ``metrics``, ``manifest``, ``seeds``, ``cards``, ``quiet`` (noise of libraries).
 Imports nothing else of the library.
 """

@@ -26,9 +26,9 @@ OURS = ("array", "dependency", "job-name", "output", "open-mode", "requeue", "si
 class Resources(Block):
     """What a job asks for; null leaves it to what all jobs ask for, and there to the cluster's own default.
 
-    ``gpus``: on the one node that a job has, ``gpu_type`` as the cluster calls them. ``cpus``: cores. ``memory``: of the
-    node, as ``64G``. ``time``: as ``8:00:00`` or ``2-00:00:00``, in quotes. ``options``: further options of ``sbatch``
-    as they stand, ``--constraint=a100`` say.
+    ``gpus``: on the one node that a job has, ``gpu_type`` as the cluster calls them. ``cpus``: cores. ``memory``: of
+    the node, as ``64G``. ``time``: as ``8:00:00`` or ``2-00:00:00``, in quotes. ``options``: further options of
+    ``sbatch`` as they stand, ``--constraint=a100`` say.
     """
 
     partition: str | None = Field(default=None, pattern=r"^\S+$")
@@ -58,8 +58,8 @@ class Resources(Block):
 
 
 class Cluster(Resources):
-    """Jobs of ``./run_all.sh --slurm``: what all of them ask for, and under ``stages`` what some ask for instead, by the names of notebooks; the job array
-    of notebook 03's conversations is called ``03_shards``.
+    """Jobs of ``./run_all.sh --slurm``: what all of them ask for, and under ``stages`` what some ask for instead, by
+    the names of notebooks; the job array that holds notebook 03's conversations is called ``03_shards``.
 
     ``setup``: lines of bash before each job's command, ``module load cuda`` say. ``shards``: into so many tasks the
     conversations are divided, ``at_once`` of which may run at the same time (null: all). ``signal_seconds`` before a

@@ -284,7 +284,9 @@ def _shared_card(profile: Profile, stage: str) -> Iterator[Finding]:
         at_once = [e for e in (config.user, config.responder) if e and e.engine == "vllm"]
         asked = sum(e.gpu_memory_share or 0 for e in at_once)
         if asked > 1:
-            text = f"user and responder together take {asked:.2f} of a GPU; leave both out, and they divide what is there"
+            text = (
+                f"user and responder together take {asked:.2f} of a GPU; leave both out, and they divide what is there"
+            )
             yield Finding(STOPS, stage, f"{key}.user.gpu_memory_share", text)
 
 

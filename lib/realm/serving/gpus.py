@@ -1,4 +1,4 @@
-"""Which GPUs of this machine a local server has, where others are served beside it: one rule, no two on one by chance."""
+"""Which GPUs of this machine a local server has, where others are served beside it: by one rule."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def place(endpoint: Endpoint, gpus: Sequence[str], share: int = 1, number: int =
     if width > max(1, len(mine)):
         others = f", {share} servers divide {len(gpus)}" if share > 1 else ""
         raise EndpointError(
-            "failed", f"tensor_parallel {width} of {endpoint.model}: it has {len(mine)} GPUs{others}; lower it or ask for more"
+            "failed",
+            f"tensor_parallel {width} of {endpoint.model}: it has {len(mine)} GPUs{others}; lower it or ask for more",
         )
     whole = mine[: len(mine) // width * width]
     return Place(whole, memory if endpoint.gpu_memory_share is None else endpoint.gpu_memory_share)

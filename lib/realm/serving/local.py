@@ -276,9 +276,7 @@ def _free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _wait_healthy(
-    guard: subprocess.Popen, address: Address, log: Path, stop: threading.Event, seconds: float
-) -> None:
+def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path, stop: threading.Event, seconds: float) -> None:
     # Past any proxy of the environment: it would get the key, and its loopback is another machine's.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     header = {"Authorization": f"Bearer {address.key}"}
@@ -296,7 +294,9 @@ def _wait_healthy(
             stop.wait(0.2)
     if stop.is_set():
         raise EndpointError("unreachable", f"{address.model}: its start was interrupted")
-    raise EndpointError("unreachable", f"{address.model}: no sign of health in {seconds:g} s (start_seconds); see {log}")
+    raise EndpointError(
+        "unreachable", f"{address.model}: no sign of health in {seconds:g} s (start_seconds); see {log}"
+    )
 
 
 def _reason(log: Path) -> str:
