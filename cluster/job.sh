@@ -11,32 +11,37 @@ export REALM_STOP_FILE="$place/stop"
 
 say() { echo "$(date '+%Y-%m-%d %H:%M:%S') job ${SLURM_JOB_ID:-none}: $*"; }
 
-again() {  # a job that is queued again ends here, wherever it is
+again() {  # a job that is queued again is ended by Slurm, wherever it is
   if [ "${SLURM_RESTART_COUNT:-0}" -lt "$most" ]; then
     say "queued again"
-    scontrol requeue "$SLURM_JOB_ID" && sleep 60
+    scontrol requeue "$SLURM_JOB_ID" && exec sleep 60
   else
     say "was queued again $most times (cluster.requeues) and is not any more"
   fi
 }
 
+late=""
 stop() {
   say "asked to stop"
   : > "$REALM_STOP_FILE"
-  # What does not know how to stop, or takes too long: it is queued again before Slurm would end it for good.
-  ( sleep $((lead > 30 ? lead - 20 : lead / 3)); again ) &
+  late=$((SECONDS + (lead > 30 ? lead - 20 : lead / 3)))
 }
 trap stop USR1
 
 say "begins on $(hostname), GPUs: ${CUDA_VISIBLE_DEVICES:-none}"
 "$@" &
 command=$!
-code=0
-wait "$command" || code=$?
-while kill -0 "$command" 2>/dev/null; do  # a signal ends the wait, not the command
-  code=0
-  wait "$command" || code=$?
+wait "$command"
+code=$?
+while kill -0 "$command" 2>/dev/null; do  # the signal ended the wait, not the command
+  # What does not know how to stop, or takes too long: it is queued again before Slurm would end it for good.
+  if [ -n "$late" ] && [ "$SECONDS" -ge "$late" ]; then late="" && again; fi
+  sleep 1
 done
+if [ -e "$REALM_STOP_FILE" ]; then
+  wait "$command"
+  code=$?
+fi
 say "ended with code $code"
 if [ "$code" -ne 0 ] && [ -e "$REALM_STOP_FILE" ]; then again; fi
 rm -rf "$place"

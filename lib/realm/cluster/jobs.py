@@ -12,7 +12,6 @@ from realm.pipeline import stages
 from realm.pipeline.identity import made_of
 from realm.pipeline.marks import changes
 from realm.pipeline.stages import Stage
-from realm.simulation.endings import SimulationError
 from realm.simulation.progress import open_shards
 
 SIMULATION = "03"
@@ -27,6 +26,17 @@ class Job:
     words: tuple[str, ...]
     asks: Resources
     tasks: tuple[int, ...] = ()
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """As Slurm writes them: ``1-3,5``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def left_to_do(chosen: Sequence[Stage], profile: Profile, folder: Path) -> list[Stage]:
@@ -45,9 +55,10 @@ def jobs_of(left: Sequence[Stage], profile: Profile, name: str, folder: Path) ->
     A shard whose conversations have all ended is no task of the array, and an array without tasks is no job.
     """
     found: list[Job] = []
-    trains_first = any(s.number in ("01", "02") for s in left)  # then no conversation of these weights can be there
+    before = stages.STAGES[: [s.number for s in stages.STAGES].index(SIMULATION)]
+    unread = bool(left_to_do(before, profile, folder))  # then no conversation of these weights and seeds can be there
     for stage in left:
-        if stage.number == SIMULATION and (tasks := _tasks(profile, folder, trains_first)):
+        if stage.number == SIMULATION and (tasks := _tasks(profile, folder, unread)):
             words = ("-m", "realm.simulation", "--profile", name, "--beside", "--shard")
             found.append(Job(SHARDS, words, profile.cluster.of(SHARDS), tasks))
         words = ("-m", "realm.pipeline", "--profile", name, "--stage", stage.number, "--report")
@@ -55,11 +66,6 @@ def jobs_of(left: Sequence[Stage], profile: Profile, name: str, folder: Path) ->
     return found
 
 
-def _tasks(profile: Profile, folder: Path, trains_first: bool) -> tuple[int, ...]:
-    everyone = tuple(range(1, profile.cluster.shards + 1))
-    if trains_first:
-        return everyone
-    try:
-        return open_shards(profile, profile.seed, folder, profile.cluster.shards)
-    except SimulationError:  # what it reads is not there yet: another stage is to be run before
-        return everyone
+def _tasks(profile: Profile, folder: Path, unread: bool) -> tuple[int, ...]:
+    of = profile.cluster.shards
+    return tuple(range(1, of + 1)) if unread else open_shards(profile, profile.seed, folder, of)

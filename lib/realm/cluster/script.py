@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from realm.cluster.jobs import Job
+from realm.cluster.jobs import Job, ranges
 from realm.core.cluster import Cluster, Resources
 from realm.core.files import REPOSITORY
 from realm.core.profile import RUNS_VARIABLE
@@ -54,7 +54,7 @@ def _asked(asks: Resources) -> list[str]:
 
 
 def _ours(job: Job, cluster: Cluster, folder: Path) -> list[str]:
-    tasks = ",".join(map(str, job.tasks)) + (f"%{cluster.at_once}" if cluster.at_once else "")
+    tasks = ranges(job.tasks) + (f"%{cluster.at_once}" if cluster.at_once else "")
     number = "%A_%a" if job.tasks else "%j"
     return [
         f"--job-name=realm-{folder.name}-{job.name}",

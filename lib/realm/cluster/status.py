@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from realm.cluster import slurm
+from realm.cluster.jobs import ranges
 from realm.cluster.record import Submitted, latest, submissions
 from realm.cluster.slurm import SlurmError, State
 from realm.core.cluster import JOBS, SHARDS
@@ -52,14 +52,12 @@ def _line(job: str, sent: Submitted | None, known: Mapping[str, State], stage: s
 
 
 def _job(sent: Submitted, known: Mapping[str, State]) -> str:
-    states = {key: known.get(key) for key in sent.keys}
     if not sent.tasks:
-        return _in_words(states[sent.number])
-    words = Counter(state.word if state else UNKNOWN for state in states.values())
-    tasks = lambda word: ",".join(  # noqa: E731
-        key.partition("_")[2] for key, state in states.items() if (state.word if state else UNKNOWN) == word
-    )
-    return "; ".join(f"{count} {word} ({tasks(word)})" for word, count in words.items())
+        return _in_words(known.get(sent.number))
+    by_word: dict[str, list[int]] = {}
+    for task, key in zip(sent.tasks, sent.keys, strict=True):
+        by_word.setdefault(known[key].word if key in known else UNKNOWN, []).append(task)
+    return "; ".join(f"{len(tasks)} {word} ({ranges(tasks)})" for word, tasks in by_word.items())
 
 
 def _in_words(state: State | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from realm.cluster import slurm
-from realm.cluster.jobs import Job, jobs_of, left_to_do
+from realm.cluster.jobs import Job, jobs_of, left_to_do, ranges
 from realm.cluster.record import Submitted, latest, note_submission
 from realm.cluster.script import FOLDER, script_of
 from realm.cluster.slurm import SlurmError
@@ -54,7 +54,7 @@ def submit(jobs: Sequence[Job], profile: Profile, folder: Path) -> list[Submitte
         number = slurm.submit(path, [j.number for j in sent[-1:]])
         sent.append(Submitted(job.name, number, job.tasks))
         note_submission(folder, at, sent)
-        tasks = f", tasks {','.join(map(str, job.tasks))}" if job.tasks else ""
+        tasks = f", tasks {ranges(job.tasks)}" if job.tasks else ""
         print(f"{job.name:24s} job {number}{tasks}", flush=True)
     return sent
 
