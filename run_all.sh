@@ -61,6 +61,8 @@ done
 for number in "$FROM" ${ONLY:+"$ONLY"}; do
   [[ "$number" =~ ^0?[1-6]$ ]] || fail "$number: no such stage; allowed: 01 to 06"
 done
+[ ${#CLUSTER[@]} -eq 0 ] || [ ${#FORCE[@]} -eq 0 ] \
+  || fail "--force goes with a run on this machine: a job that is queued again would begin anew"
 
 # ---- set up: an active environment that satisfies the pins serves as it is; else .venv, made once.
 satisfies() { "$1" lib/realm/pins.py "${@:2}" >/dev/null 2>&1; }
@@ -105,7 +107,6 @@ if [ -n "$FIGURES" ]; then
   exec "$PYTHON" -m realm.reporting.regenerate
 fi
 if [ ${#CLUSTER[@]} -gt 0 ]; then
-  [ ${#FORCE[@]} -eq 0 ] || fail "--force goes with a run on this machine: a job that is queued again would begin anew"
   exec "$PYTHON" -m realm.cluster --profile "$PROFILE" "${CLUSTER[@]}" ${DRY_RUN:+--dry-run} --from "$FROM" ${ONLY:+--stage "$ONLY"}
 fi
 if [ -n "$DRY_RUN" ]; then

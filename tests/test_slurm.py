@@ -18,13 +18,15 @@ from tiny_model import write_tiny_model
 
 from realm.cluster import commands
 from realm.cluster.record import latest, submissions
+from realm.core.cluster import JOBS
+from realm.core.files import REPOSITORY
 from realm.core.profile import profile_path
 from realm.simulation.run import STAGE_FOLDER
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
 SHARDS = 3
 EXPORTS = ("realchat.jsonl", "realchat_sharegpt.json", "beside/humans/realchat.jsonl")
-CONCURRENCY = 2
+CONCURRENCY, TOKENS = 2, 17  # of each side; no other stage asks for as many
 
 
 def small(server, model):
@@ -34,7 +36,8 @@ def small(server, model):
     values["data_inspection"] |= {"max_conversations": 400, "topic_turns": 40}
     for block in ("usergpt_sft", "realm_sft"):
         values[block] |= {"base_model": str(model), "valid_conversations": 4, "test_conversations": 4}
-    values["simulation"] |= {"user": service, "responder": service, "free": 9, "seeded": 3, "max_rounds": 4}
+    speaker = {**service, "max_new_tokens": TOKENS}
+    values["simulation"] |= {"user": speaker, "responder": speaker, "free": 9, "seeded": 3, "max_rounds": 4}
     values["simulation"]["beside"] = {"humans": {**values["simulation"]["beside"]["humans"], "max_rounds": 2}}
     values["teaching"] = None
     values["mt_bench"] |= {"base": service, "realm": service}
@@ -51,12 +54,12 @@ def place(tmp_path_factory):
     """A cluster, a service, and where the run lies."""
     folder = tmp_path_factory.mktemp("slurm")
     with pytest.MonkeyPatch.context() as patch, StubServer() as server, SlurmCluster() as cluster:
-        server.seconds = 0.3
+        server.seconds = 2.0
         (folder / "mine.yaml").write_text(yaml.safe_dump(small(server, write_tiny_model(folder / "tiny"))))
         for name, value in {**cluster.variables, "REALM_RUNS": str(folder / "runs")}.items():
             patch.setenv(name, value)
         # The library that is tested, wherever this environment has another.
-        patch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p.endswith("lib")))
+        patch.setenv("PYTHONPATH", str(REPOSITORY / "lib"))
         yield cluster, server, folder
 
 
@@ -77,74 +80,62 @@ def test_the_whole_profile_through_slurm(place, capsys):
         assert mine(place, "--status") == 0
         return capsys.readouterr().out
 
-    def line(job):
-        return next(text for text in status().splitlines() if text.startswith(job))
-
     # Submitted by the entry that a user calls: a job a stage, an array in the middle.
-    done = run_all("--profile", str(folder / "mine.yaml"), "--slurm")
+    done = run_all("--profile", str(folder / "mine.yaml"), "--slurm", timeout=600)
     assert done.returncode == 0, done.stderr
     jobs = latest(run)
-    assert list(jobs) == [
-        "01_data_inspection",
-        "02_usergpt_sft",
-        "03_shards",
-        "03_simulation",
-        "04_realm_sft",
-        "05_mt_bench",
-        "06_simulator_realism",
-    ]
+    assert list(jobs) == list(JOBS)
     assert jobs["03_shards"].tasks == (1, 2, 3)
     array = jobs["03_shards"].number
     assert mine(place, "--slurm") == 1
     assert f"{', '.join(j.number for j in jobs.values())} of this run are queued or at work" in capsys.readouterr().err
-    assert "PENDING (Dependency)" in line("06_simulator_realism")
+    assert re.search(r"06_simulator_realism +job \d+ +PENDING \(Dependency\) +not done", status())
 
     # In the middle of the array one task is cancelled; status says so, and what waited for it is gone.
-    cluster.wait(lambda: len(server.completions) >= 12, 600)
+    cluster.wait(lambda: len(server.completions) >= 12, 900)
     during = status()
-    assert re.search(rf"03_shards +job {array} +3 RUNNING \(1-3\)", during)
+    assert re.search(rf"03_shards +job {array} +3 RUNNING \(1-3\) +\d of 12 ended; [1-9]\d* turns", during)
     assert re.search(r"RealChat: \d of 12 ended; [1-9]\d* turns; [1-9]\d* requests, [\d,]+ tokens", during)
     assert re.search(r"01_data_inspection .*COMPLETED.* done in", during)
     cluster.ask("scancel", f"{array}_2")
-    cluster.wait(lambda: not cluster.jobs(), 120)
+    server.seconds = 0.1
+    cluster.wait(lambda: not cluster.jobs(), 300)
     after = status()
-    assert re.search(rf"03_shards +job {array} +2 COMPLETED \(1,3\); 1 CANCELLED \(2\)", after) or re.search(
-        rf"03_shards +job {array} +1 COMPLETED \(1\); 1 CANCELLED \(2\); 1 COMPLETED \(3\)", after
-    )
-    assert "CANCELLED" in line("03_simulation") and "not done" in line("03_simulation")
+    assert re.search(rf"03_shards +job {array} +2 COMPLETED \(1,3\); 1 CANCELLED \(2\)", after)
+    assert re.search(r"03_simulation +job \d+ +CANCELLED .* not done", after)
     assert "nothing is queued or at work" in after and "--slurm goes on with what is not done" in after
 
     # The rest is submitted again; its task is asked to stop, is queued again, and goes on.
+    server.seconds = 2.0
     assert mine(place, "--slurm") == 0
-    assert [job.name for job in submissions(run)[-1][1]] == [
-        "03_shards",
-        "03_simulation",
-        "04_realm_sft",
-        "05_mt_bench",
-        "06_simulator_realism",
-    ]
+    assert [job.name for job in submissions(run)[-1][1]] == list(jobs)[2:]
     assert latest(run)["03_shards"].tasks == (2,)
     task = f"{latest(run)['03_shards'].number}_2"
     before = len(server.completions)
-    cluster.wait(lambda: len(server.completions) > before, 120)
+    cluster.wait(lambda: len(server.completions) > before, 300)
     cluster.ask("scancel", "--batch", "--signal=USR1", task)
-    cluster.wait(lambda: "queued again" in log_of(run, "03_shards"), 60)
-    cluster.ask("scontrol", "update", f"JobId={task}", "StartTime=now", check=False)  # Slurm lets it wait two minutes
-    cluster.wait(lambda: not cluster.jobs(), 600)
+    cluster.wait(lambda: "queued again" in log_of(run, "03_shards"), 300)
+    server.seconds = 0.02
+
+    def all_are_done():
+        # What is queued again waits for two minutes, unless it is told not to.
+        cluster.ask("scontrol", "update", f"JobId={task}", "StartTime=now", check=False)
+        return not cluster.jobs()
+
+    cluster.wait(all_are_done, 900)
     log = log_of(run, "03_shards")
     assert "conversations are open" in log and log.count("begins on") == SHARDS + 2
     assert set(re.findall(r"GPUs: (\S+)", log)) == {"0", "1", "2"}
-    assert status().splitlines()[-1] == "all stages are done", status() + log_of(run, "0")
+    assert status().splitlines()[-1] == "all stages are done", log_of(run, "0")[-3_000:]
     assert mine(place, "--slurm") == 0
     assert "nothing is left to do" in capsys.readouterr().out
 
     # As a run on one machine says it, and but for what was in flight when it was cancelled nothing was asked twice.
-    words = [r.body["seed"] for r in server.completions if len(r.said) > 1 or r.body["max_tokens"] > 1]
+    seeds = [r.body["seed"] for r in server.completions if r.body["max_tokens"] == TOKENS]
+    assert len(seeds) - len(set(seeds)) <= 2 * CONCURRENCY
     there = folder / "alone" / "mine"
     shutil.copytree(run / "01_data", there / "01_data")
-    server.seconds = 0.0
     command = [sys.executable, "-m", "realm.simulation", "--profile", folder / "mine.yaml", "--beside"]
     subprocess.run(command, env={**os.environ, "REALM_RUNS": str(there.parent)}, check=True, capture_output=True)
     for name in EXPORTS:
         assert (run / STAGE_FOLDER / name).read_bytes() == (there / STAGE_FOLDER / name).read_bytes(), name
-    assert len(words) - len(set(words)) <= CONCURRENCY * 2

@@ -32,8 +32,19 @@ WRONG = [
     ({"options": ["exclusive"]}, "cluster.options.0: "),
     ({"stages": {"02": {"gpus": 1}}}, "cluster: stages: 02 is no job; there are 01_data_inspection, 02_usergpt_sft"),
     ({"stages": {SHARDS: {"gpu": 1}}}, f"cluster.stages.{SHARDS}.gpu: unknown key; allowed: partition"),
+    ({"setup": ["export OPENAI_API_KEY=sk-12345"]}, "cluster.setup: the value of OPENAI_API_KEY would stand in every"),
     ({"shards": 0}, "cluster.shards: input should be greater than or equal to 1, not 0"),
 ]
+
+
+def test_setup_may_read_a_key_from_a_file():
+    lines = [
+        "module load cuda/12.8",
+        "export OPENAI_API_KEY=$(cat ~/key)",
+        'export MY_TOKEN="$OTHER"',
+        "set -o pipefail",
+    ]
+    assert Cluster(setup=lines).setup == lines
 
 
 @pytest.mark.parametrize(("block", "expected"), WRONG, ids=[str(block) for block, _ in WRONG])

@@ -57,19 +57,17 @@ def states(jobs: Iterable[str]) -> dict[str, State]:
     wanted = list(jobs)
     if not wanted:
         return {}
-    lines = _asked(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%M|%N"]).splitlines()
-    found = _read(lines)
-    mine = {name: state for name, state in found.items() if name.partition("_")[0] in wanted}
-    gone = [job for job in wanted if not any(name.partition("_")[0] == job for name in mine)]
-    if gone:
-        words = ["sacct", "--noheader", "--allocations", "--parsable2", "--jobs", ",".join(gone)]
-        with contextlib.suppress(SlurmError):  # not every cluster has an accounting
-            mine |= _read(_asked([*words, "--format=JobID,State,Reason,Elapsed,NodeList"]).splitlines())
-    return mine
+    queue = _read(_asked(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%M|%N"]))
+    ended: dict[str, State] = {}
+    with contextlib.suppress(SlurmError):  # not every cluster has an accounting
+        words = ["sacct", "--noheader", "--allocations", "--parsable2", "--jobs", ",".join(wanted)]
+        told = _read(_asked([*words, "--format=JobID,State,Reason,Elapsed,NodeList"]))
+        ended = {name: state for name, state in told.items() if state.ended}
+    return {name: state for name, state in {**ended, **queue}.items() if name.partition("_")[0] in wanted}
 
 
-def _read(lines: Iterable[str]) -> dict[str, State]:
-    parts = [line.split("|") for line in lines if line.count("|") == 4]
+def _read(listing: str) -> dict[str, State]:
+    parts = [line.split("|") for line in listing.splitlines() if line.count("|") == 4]
     return {name: State(word.partition(" ")[0], *rest) for name, word, *rest in parts}
 
 

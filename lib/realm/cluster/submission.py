@@ -14,7 +14,7 @@ from realm.cluster.slurm import SlurmError
 from realm.core.errors import note
 from realm.core.files import atomic_path, make_folder
 from realm.core.profile import Profile, ProfileError, profile_path
-from realm.pipeline.checks import NOTE, STOPS, findings
+from realm.pipeline.checks import NOTE, STOPS, TRAINED, findings
 from realm.pipeline.counts import counts_of
 from realm.pipeline.stages import STAGES, Stage
 
@@ -23,7 +23,7 @@ def planned(chosen: Sequence[Stage], profile: Profile, name: str, folder: Path) 
     """The jobs for what of ``chosen`` is left to do. Raises ProfileError for what would stop them; what is missing on
     this machine alone, a GPU say, is told."""
     left = left_to_do(chosen, profile, folder)
-    asked = [profile.cluster.of(stage.notebook).gpus or 0 for stage in left]
+    asked = [profile.cluster.of(stage.notebook).gpus or 0 for stage in left if stage.folder in TRAINED]
     counted = not left_to_do(STAGES[:1], profile, folder)
     found = findings(profile, left, lambda: counts_of(profile, folder, counted), max(asked, default=0) or None)
     for finding in found:

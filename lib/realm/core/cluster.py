@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from realm.core.block import Block
+from realm.core.secrets import require_plain_lines
 
 SHARDS = "03_shards"  # the job array of the simulation; the notebook after it joins what its tasks said
 JOBS = (
@@ -73,6 +74,11 @@ class Cluster(Resources):
     signal_seconds: int = Field(default=180, ge=1)
     requeues: int = Field(default=20, ge=0)
     stages: dict[str, Resources] = Field(default_factory=dict)
+
+    @field_validator("setup")
+    @classmethod
+    def _no_secrets(cls, lines: list[str]) -> list[str]:
+        return require_plain_lines(lines)
 
     @model_validator(mode="after")
     def _stages_that_there_are(self) -> Cluster:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from realm.core.errors import note
+from realm.core.errors import OneLineError, note
 
 BUSY = (errno.EAGAIN, errno.EWOULDBLOCK)
 BUSY_RECORD = (*BUSY, errno.EACCES)  # how POSIX lets a record lock say it
@@ -26,6 +26,10 @@ PATIENCE_FOR_A_TURN = 3_600.0  # seconds
 
 class Busy(Exception):
     """Another process has the lock; the message says whose it is, where that is known."""
+
+
+class TakesTooLong(OneLineError, RuntimeError):
+    """What another process makes is not there after an hour; the message names it."""
 
 
 class Lock:
@@ -106,10 +110,12 @@ class Lock:
 def in_turn(target: Path) -> Iterator[None]:
     """Whoever makes ``target`` makes it alone: tasks of a job array that come second wait, and find it made.
 
-    Where the folder takes no file there is no lock, and who writes there says so better. Raises Busy after an hour.
+    Where the folder takes no file there is no lock, and who writes there says so better. Raises TakesTooLong.
     """
     try:
         lock = Lock(target.with_name(f".{target.name}.lock"), PATIENCE_FOR_A_TURN)
+    except Busy as whose:
+        raise TakesTooLong(f"{target}: another process makes it for an hour now; see what it does{whose}") from None
     except OSError:
         yield
         return
