@@ -33,7 +33,8 @@ def small(server, model):
     """Profile smoke with less of everything: a tiny ``model``, and services in place of local ones."""
     values = yaml.safe_load(profile_path("smoke").read_text(encoding="utf-8"))
     service = server.endpoint(context_length=2048, concurrency=CONCURRENCY, max_retries=4).model_dump(mode="json")
-    values["data_inspection"] |= {"max_conversations": 400, "topic_turns": 40}
+    values["dialogue"]["max_length"] = 512  # its tokenizer needs more for as many words
+    values["data_inspection"] |= {"max_conversations": 600, "seeds_share": 0.25, "topic_turns": 40}
     for block in ("usergpt_sft", "realm_sft"):
         values[block] |= {"base_model": str(model), "valid_conversations": 4, "test_conversations": 4}
     speaker = {**service, "max_new_tokens": TOKENS}
@@ -43,7 +44,7 @@ def small(server, model):
     values["mt_bench"] |= {"base": service, "realm": service}
     card = values["simulator_realism"]
     card |= dict.fromkeys(("usergpt", "base", "roleplay"), service)
-    card |= {"conversations": 16, "sizes": [16], "permutations": 2}
+    card |= {"conversations": 10, "sizes": [10], "permutations": 2}
     stages = {"03_shards": {"gpus": 1}}
     values["cluster"] = {"shards": SHARDS, "signal_seconds": 60, "time": "1:00:00", "stages": stages}
     return values

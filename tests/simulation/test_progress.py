@@ -54,6 +54,8 @@ def test_nothing_was_said_yet(chosen, folder):
 def test_shards_that_are_done_and_one_that_is_at_work(servers, chosen, folder):
     for number in (1, 3):
         hold(chosen, folder, number)
+    asked = sum(len(s.completions) for s in servers)
+    for number in (1, 3):
         hold(chosen, folder, number, corpus="humans")
     assert open_shards(chosen, 7, folder, 3) == (2,)
     of_two = Shard(2, 3)
@@ -62,8 +64,7 @@ def test_shards_that_are_done_and_one_that_is_at_work(servers, chosen, folder):
     with contextlib.closing(Work.of(chosen, 7, folder, of_two).journal(of_two)):  # as a task of the array has it
         found = progress(chosen, 7, folder)
     assert (found.planned, found.ended) == (9, 9 - there)
-    assert found.spent.startswith(f"{len(servers[0].completions) + len(servers[1].completions) - 2} requests")
-    assert found.dollars > 0
+    assert found.spent.startswith(f"{asked} requests") and found.dollars > 0
 
 
 def test_what_was_taken_over_is_counted_once(servers, chosen, folder):
@@ -72,7 +73,6 @@ def test_what_was_taken_over_is_counted_once(servers, chosen, folder):
     found = progress(chosen, 7, folder)
     asked = sum(len(s.completions) for s in servers)
     assert (found.planned, found.ended) == (9, 9) and found.spent.startswith(f"{asked} requests")
-    assert open_shards(chosen, 7, folder, 3) == open_shards(chosen, 7, folder, 2)
 
 
 def test_a_run_that_was_cut_off_shows_what_it_kept(servers, chosen, folder):
