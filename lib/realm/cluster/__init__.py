@@ -1,6 +1,6 @@
 """A profile's run on a cluster: one Slurm job a stage, the simulation as a job array, and how they all stand.
 
-Jobs are shell scripts that ``sbatch`` is given, nothing else. submitit was looked at: it pickles a Python function and
+Jobs are shell scripts that sbatch is given, nothing else. submitit was looked at: it pickles a Python function and
 hides the script that runs it, while a stage is a command already, and whoever runs a cluster wants to read, and to send
 by hand, what is sent.
 
