@@ -16,6 +16,12 @@ usage: ./run_all.sh [options]
                    for the two training stages parameters, memory, tokens, steps and a range of time; what is to be
                    downloaded; and what would stop it: seeds or sessions too few, contexts too short, memory, keys and
                    programs that are not there
+  --slurm          submit what is left to do to Slurm, a job a stage, the simulation as an array of shards, each after the
+                   one before it; again after a failure, and it goes on; with --dry-run print every script. The profile's
+                   block cluster says what jobs ask for: cluster/README.md
+  --status         how stages, jobs and conversations of a run stand, and what is spent
+  --fetch          bring in all that a profile needs from outside (data, models, what serves them), for nodes without
+                   a network; --slurm does so first
   --gpus N         with --dry-run: GPUs to estimate for (default: 4 for a full fine-tune, else 1)
   --serving-env    make .venv-serving from cluster/serving.txt: vLLM, which profiles gpu and paper serve models with
   --publish        make a finished run a reference: its figures and metrics to figures/ (profiles other than cpu: to
@@ -35,7 +41,7 @@ TEXT
 
 fail() { echo "error: $1" >&2; exit 2; }
 
-PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" SERVING="" TIDY=() FORCE=() FIGURES="" LAB=""
+PROFILE=cpu FROM=01 ONLY="" DRY_RUN="" PUBLISH=() TEST="" GPUS="" SERVING="" TIDY=() FORCE=() FIGURES="" LAB="" CLUSTER=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --profile) PROFILE="${2:?$1 needs a value}"; shift 2 ;;
@@ -45,6 +51,7 @@ while [ $# -gt 0 ]; do
     --dry-run) DRY_RUN=1; shift ;;
     --gpus) GPUS="${2:?$1 needs a value}"; shift 2 ;;
     --serving-env) SERVING=1; shift ;;
+    --slurm|--status|--fetch) CLUSTER+=("$1"); shift ;;
     --publish) PUBLISH=(--publish); shift ;;
     --tidy|--yes) TIDY+=("$1"); shift ;;
     --figures) FIGURES=1; shift ;;
@@ -57,6 +64,8 @@ done
 for number in "$FROM" ${ONLY:+"$ONLY"}; do
   [[ "$number" =~ ^0?[1-6]$ ]] || fail "$number: no such stage; allowed: 01 to 06"
 done
+[ ${#CLUSTER[@]} -eq 0 ] || [ ${#FORCE[@]} -eq 0 ] \
+  || fail "--force goes with a run on this machine: a job that is queued again would begin anew"
 
 # ---- set up: an active environment that satisfies the pins serves as it is; else .venv, made once.
 satisfies() { "$1" lib/realm/pins.py "${@:2}" >/dev/null 2>&1; }
@@ -102,6 +111,9 @@ if [ -n "$LAB" ]; then
 fi
 if [ -n "$FIGURES" ]; then
   exec "$PYTHON" -m realm.reporting.regenerate
+fi
+if [ ${#CLUSTER[@]} -gt 0 ]; then
+  exec "$PYTHON" -m realm.cluster --profile "$PROFILE" "${CLUSTER[@]}" ${DRY_RUN:+--dry-run} --from "$FROM" ${ONLY:+--stage "$ONLY"}
 fi
 if [ -n "$DRY_RUN" ]; then
   exec "$PYTHON" -m realm.pipeline --profile "$PROFILE" --dry-run --from "$FROM" ${ONLY:+--stage "$ONLY"} ${GPUS:+--gpus "$GPUS"} ${FORCE[@]+"${FORCE[@]}"}

@@ -153,7 +153,7 @@ def named_paths():
 def test_every_path_the_readme_names_exists():
     places = (REPOSITORY, REPOSITORY / "profiles")
     paths = named_paths()
-    assert {"notebooks/01_data_inspection.ipynb", "lib/realm/", "cluster/run.slurm", "run_all.sh"} <= set(paths)
+    assert {"notebooks/01_data_inspection.ipynb", "lib/realm/", "cluster/job.sh", "run_all.sh"} <= set(paths)
     missing = [p for p in paths if not any((place / p).exists() for place in places)]
     assert [p for p in missing if report.REFERENCE_METRICS.exists() or not p.startswith("figures/")] == []
 
@@ -234,6 +234,7 @@ FLOORS = (
     ("evaluation",),
     ("reporting",),
     ("pipeline", "chat"),
+    ("cluster",),
 )
 FLOOR = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
 ALONE = {"pins"}  # runs before anything is installed

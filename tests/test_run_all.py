@@ -20,10 +20,12 @@ FITTING = pytest.mark.skipif(
 )
 
 
-def run_all(*arguments, cwd=REPOSITORY, script=REPOSITORY / "run_all.sh", **variables):
+def run_all(*arguments, cwd=REPOSITORY, script=REPOSITORY / "run_all.sh", timeout=120, **variables):
     scripts = str(Path(sys.executable).parent)
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{scripts}:{os.environ['PATH']}", **variables}
-    return subprocess.run([script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [script, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -37,6 +39,9 @@ def test_help_lists_every_option(option):
         "--only",
         "--force",
         "--dry-run",
+        "--slurm",
+        "--status",
+        "--fetch",
         "--gpus",
         "--serving-env",
         "--publish",
@@ -55,6 +60,10 @@ def test_help_lists_every_option(option):
     [
         (["--prfile", "cpu"], "error: --prfile: unknown option; see ./run_all.sh --help"),
         (["cpu"], "error: cpu: unknown option; see ./run_all.sh --help"),
+        (
+            ["--slurm", "--force"],
+            "error: --force goes with a run on this machine: a job that is queued again would begin anew",
+        ),
         (["--only", "7"], "error: 7: no such stage; allowed: 01 to 06"),
         (["--from", "00"], "error: 00: no such stage; allowed: 01 to 06"),
         (["--only", "two"], "error: two: no such stage; allowed: 01 to 06"),

@@ -57,6 +57,30 @@ def test_a_copy_of_one_file_is_read(made):
     assert (ids, report.layout, report.records) == (["t1", "t2", "t3"], "Hub data set, a local copy", 3)
 
 
+def test_what_was_fetched_is_read_where_the_hub_may_not_be_asked(monkeypatch, tmp_path):
+    place = tmp_path / "hub" / "datasets--someone--talks"
+    for file, text in {"refs/main": "0" * 40, f"snapshots/{'0' * 40}/talks.jsonl": talks(1, 2)}.items():
+        (place / file).parent.mkdir(parents=True)
+        (place / file).write_text(text)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetching(asked, tmp_path / "hub"))
+    assert read("someone/talks")[0] == ["t1", "t2"]
+    hub.fetch_rows("someone/talks", hub.HubChoice(data_files="a/*.json", revision="v1"))
+    assert asked == [(None, None, True), ("v1", ["a/*.json", "README.md"], False)]
+
+
+def fetching(asked, cache):
+    from huggingface_hub import snapshot_download
+
+    def fetch(name, repo_type, revision=None, allow_patterns=None, local_files_only=False):
+        asked.append((revision, allow_patterns, local_files_only))
+        if local_files_only:
+            return snapshot_download(name, repo_type=repo_type, cache_dir=cache, local_files_only=True)
+
+    return fetch
+
+
 @pytest.mark.parametrize("names", [("a.json", "b.json"), ("part1.jsonl", "part2.jsonl"), ("en/x.jsonl", "de/x.jsonl")])
 def test_several_files_are_not_read_as_one(made, names):
     folder = made(**dict(zip(names, [talks(1, 2), talks(2, 3)], strict=True)))

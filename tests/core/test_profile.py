@@ -145,7 +145,7 @@ WRONG = [
     ("mt_bench.beside", {"a/b": API}, "mt_bench: beside: 'a/b' is no name here"),
     ("mt_bench.beside", {"base": API}, "mt_bench: beside: 'base' is no name here"),
     ("mt_bench.beside", {"chat": {**API, "top_k": 1}}, "mt_bench.beside.chat.top_k: unknown key; allowed: engine"),
-    ("simulation.user.gpu_memory_share", 0.0, "not 0.0; allowed: float > 0, <= 1"),
+    ("simulation.user.gpu_memory_share", 0.0, "not 0.0; allowed: float or null > 0, <= 1"),
     ("usergpt_sft.opening_share", 1.5, "not 1.5; allowed: float or null >= 0, <= 1"),
     ("usergpt_sft.max_train_tokens", None, "usergpt_sft: opening_share is a share of max_train_tokens, which is null"),
     ("usergpt_sft.controls", ["everything"], "'everything' is not allowed"),

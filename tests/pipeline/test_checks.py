@@ -260,10 +260,11 @@ def test_a_card_that_is_seen_decides(monkeypatch, capsys, tmp_path, gib, stops):
 
 def test_two_servers_on_one_card(place, capsys):
     both = {f"simulation__{side}__engine": "vllm" for side in ("user", "responder")}
-    code, _, err = dry_run(place(**both), capsys, "--stage", "3")
-    assert code == 1 and "gpu_memory_share: user and responder run at once on one GPU and take 1.80" in err
-    halves = {f"simulation__{side}__gpu_memory_share": 0.45 for side in ("user", "responder")}
-    assert dry_run(place(**both, **halves), capsys, "--stage", "3")[0] == 0
+    shares = lambda share: {f"simulation__{side}__gpu_memory_share": share for side in ("user", "responder")}  # noqa: E731
+    code, _, err = dry_run(place(**both, **shares(0.9)), capsys, "--stage", "3")
+    assert code == 1 and "gpu_memory_share: user and responder together take 1.80 of a GPU; leave both out" in err
+    for fitting in ({}, shares(0.45)):
+        assert dry_run(place(**both, **fitting), capsys, "--stage", "3")[0] == 0
 
 
 # ---------------------------------------------------------------- this machine

@@ -6,10 +6,11 @@ from dataclasses import replace
 import nbformat
 import pytest
 from simulation_stage import FREE, OFF, SEEDS, Stage, as_told, ended
-from stub_server import BAD_KEY, NO_WAY, TOO_LONG, StubServer, answered
+from stub_server import BAD_KEY, NO_WAY, TOO_LONG, StubServer, answered, echo_digest
 
 from realm.conversations.conversation import Conversation, Message
 from realm.core.seeds import turn_seed
+from realm.core.stopping import STOP_VARIABLE, Stopped
 from realm.dialogue.format import USER_SYSTEM_PROMPT
 from realm.pipeline.pages import write_page
 from realm.reporting import display
@@ -369,6 +370,23 @@ def test_a_cancelled_run_goes_on_without_asking_again(whole_story, tmp_path):
         second = [seed for seed, _ in requests_of((user, responder))]
         assert len(second) == 26 - len(kept)
         assert asked.isdisjoint(second)
+    assert as_told(talks) == whole_story
+
+
+def test_a_run_that_is_asked_to_stop_closes_its_turns_and_asks_for_no_more(whole_story, tmp_path, monkeypatch):
+    wish = tmp_path / "stop"
+    monkeypatch.setenv(STOP_VARIABLE, str(wish))
+    with StubServer() as user, StubServer() as responder:
+        pair = (user, responder)
+        user.seconds = responder.seconds = 0.05
+        user.reply = lambda body: (len(user.completions) == 4 and wish.touch()) or echo_digest(body)
+        with pytest.raises(Stopped, match=r"asked to stop: 5 conversations are open, \d+ turns are kept; run again"):
+            Stage(pair, tmp_path, concurrency=2).run(STARTS)
+        kept, paid = kept_turns(tmp_path), requests_of(pair)
+        assert len(kept) == len(paid) < 26  # what was in flight came to a turn
+        wish.unlink()
+        talks = Stage(pair, tmp_path, concurrency=2).run(STARTS)
+        assert len(requests_of(pair)) == 26
     assert as_told(talks) == whole_story
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_model import conversations, write_job, write_tiny_model
 
 from realm.conversations.writers import write_conversations
+from realm.core.stopping import STOP_VARIABLE
 from realm.training import launch as launch_room
 from realm.training.artefacts import TRAINED
 from realm.training.base import load_base
@@ -127,6 +128,23 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(whole, job):
     done, _ = whole
     assert lines(cut, "loss") == lines(done, "loss") and lines(cut, "eval_loss") == lines(done, "eval_loss")
     same(trained(cut), trained(done), rtol=0, atol=0)
+
+
+def test_processes_that_are_asked_to_stop_agree_on_the_step_and_go_on_there(whole, job, tmp_path):
+    stopped = job("stopped", compute_dtype="bfloat16", **{**LEARNS, "eval_steps": 4, "checkpoint_steps": 4})
+    wish, says = tmp_path / "stop", tmp_path / "says"
+    log = stopped.folder / "train_log.jsonl"
+    variables = {**environment(stopped, slow=1), STOP_VARIABLE: str(wish)}
+    with says.open("w") as out, subprocess.Popen(command(stopped), env=variables, stderr=out) as launcher:
+        while launcher.poll() is None and not (log.exists() and '{"step": 1, "loss"' in log.read_text()):
+            time.sleep(0.001)
+        wish.touch()
+        launcher.wait(timeout=60)
+    assert launcher.returncode and "asked to stop: a checkpoint is written at step" in says.read_text()
+    done = max(lines(stopped, "loss"))
+    assert done < 4 and (stopped.folder / "checkpoints" / f"checkpoint-{done}" / "trainer_state.json").exists()
+    run(stopped)
+    same(trained(stopped), trained(whole[0]), rtol=0, atol=0)
 
 
 def test_between_micro_batches_no_process_holds_the_whole_gradient(whole):

@@ -255,6 +255,5 @@ def test_the_fsdp_file_is_one_that_accelerate_takes():
 
 
 def test_the_cluster_job_asks_for_the_gpus_that_are_used():
-    text = (FSDP_CONFIG.parent / "run.slurm").read_text(encoding="utf-8")
-    assert f"--gres=gpu:{FULL_GPUS}\n" in text and "--ntasks=1\n" in text
-    assert 'exec ./run_all.sh --profile "${PROFILE:-paper}"' in text
+    cluster = load_profile("paper").cluster
+    assert [cluster.of(job).gpus for job in ("02_usergpt_sft", "04_realm_sft")] == [FULL_GPUS] * 2

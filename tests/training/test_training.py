@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from realm.conversations.conversation import PLACE, Conversation, Message
+from realm.core.stopping import STOP_VARIABLE, Stopped
 from realm.dialogue.encoder import IGNORED, Encoder
 from realm.dialogue.format import ASSISTANT_SYSTEM_PROMPT, USER_SYSTEM_PROMPT, chat_format, load_tokenizer
 from realm.evaluation.perplexity import perplexity_of
@@ -349,6 +350,28 @@ def test_a_resumed_run_ends_with_the_same_adapter(uninterrupted, tokenizer, rows
     resumed_log = train(resumed, tokenizer, rows, config, tmp_path / "cut", seed=1)
     assert len(calls) == 2 * (6 - (at_step - 1))  # from the last checkpoint on, not from the first step
     assert [r["step"] for r in resumed_log] == [r["step"] for r in log] == [1, 2, 3, 4, 5, 6]
+    for name, value in whole.items():
+        torch.testing.assert_close(dict(resumed.named_parameters())[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_goes_on_there(
+    uninterrupted, tokenizer, rows, tmp_path, monkeypatch
+):
+    config, whole, _ = uninterrupted
+    wish = tmp_path / "stop"
+    monkeypatch.setenv(STOP_VARIABLE, str(wish))
+    steps = count_batches(monkeypatch)
+    # In the third step; a checkpoint is due every second.
+    monkeypatch.setattr(trainer, "refuse_without_gradient", lambda *_: len(steps) == 5 and wish.touch())
+    with pytest.raises(
+        Stopped, match="asked to stop: a checkpoint is written at step 3 of 6; run again to go on there"
+    ):
+        train(fresh_model(config), tokenizer, rows, config, tmp_path / "cut", seed=1)
+    assert len(steps) == 6
+    wish.unlink()
+    resumed = fresh_model(config)
+    train(resumed, tokenizer, rows, config, tmp_path / "cut", seed=1)
+    assert len(steps) == 12  # nothing twice
     for name, value in whole.items():
         torch.testing.assert_close(dict(resumed.named_parameters())[name], value, rtol=0, atol=1e-6)
 

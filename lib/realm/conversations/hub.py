@@ -49,7 +49,7 @@ def hub_rows(name: str, choice: HubChoice) -> Iterator[dict[str, Any]]:
     """
     import datasets  # seconds to import, and most readers never need it
 
-    split = choice.split or "train"
+    name, split = _fetched(name, choice), choice.split or "train"
     options = {"name": choice.config, "data_files": choice.data_files, "revision": choice.revision}
     options = {k: v for k, v in options.items() if v is not None}
     try:
@@ -71,6 +71,34 @@ def hub_rows(name: str, choice: HubChoice) -> Iterator[dict[str, Any]]:
             f"{name}: split {split} is {len(unlike)} files, read as one they may repeat each other: "
             f"{', '.join(unlike[:FILES_SHOWN])}{more}; name what to read in data_files"
         )
+
+
+def fetch_rows(name: str, choice: HubChoice) -> None:
+    """Bring the files of a Hub data set into the Hub's cache, where ``hub_rows`` finds them when the Hub may not be
+    asked (``HF_HUB_OFFLINE``). Raises ConversationFileError."""
+    from huggingface_hub import snapshot_download
+
+    chosen = [choice.data_files] if isinstance(choice.data_files, str) else choice.data_files
+    wanted = [*chosen, "README.md"] if chosen else None
+    try:
+        snapshot_download(name, repo_type="dataset", revision=choice.revision, allow_patterns=wanted)
+    except Exception as error:
+        raise ConversationFileError(
+            f"{name}: the Hub data set could not be fetched ({_reason(error)}); check name, network and HF_TOKEN"
+        ) from error
+
+
+def _fetched(name: str, choice: HubChoice) -> str:
+    """The folder of a data set that was fetched, where the Hub may not be asked; else its name as it is."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    if Path(name).exists() or not constants.HF_HUB_OFFLINE:
+        return name
+    try:
+        return snapshot_download(name, repo_type="dataset", revision=choice.revision, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return name  # the error that follows says what is missing
 
 
 def _part(split: str) -> str:

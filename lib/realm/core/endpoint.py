@@ -19,7 +19,10 @@ class Endpoint(Block):
     on the Hub); ``api`` talks to ``base_url``, where ``model`` is the name
     that the service knows and ``api_key_env`` the environment variable that holds the key.
     ``environment``: the folder of the Python environment that holds the engine's program (null: this one; a relative
-    one lies in the repository). ``gpu_memory_share``: of a GPU's memory, what vllm takes.
+    one lies in the repository). ``gpu_memory_share``: of a GPU's memory, what vllm takes (null: 0.9, divided among the
+    endpoints that share a GPU). ``tensor_parallel``: over so many GPUs vllm shares out one copy of the model; the other
+    GPUs that it has hold further copies. ``start_seconds``: how long a server may take until it is healthy (null: half
+    an hour for vllm, which reads and compiles a model of 7B for minutes, 5 minutes for the others).
     At most ``concurrency`` requests are in flight; ``requests_per_minute`` spaces their starts, null does not.
     Each shard of a simulation has both for itself. A service that is down or too busy is asked again ``max_retries``
     times by each request, and by a simulation until nothing has come from it for ``patience_seconds``.
@@ -44,7 +47,9 @@ class Endpoint(Block):
     max_retries: int = Field(default=4, ge=0)
     patience_seconds: float = Field(default=180.0, gt=0)
     environment: str | None = None
-    gpu_memory_share: float = Field(default=0.9, gt=0, le=1)
+    gpu_memory_share: float | None = Field(default=None, gt=0, le=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    start_seconds: float | None = Field(default=None, gt=0)
     extra_body: dict[str, Any] = Field(default_factory=dict)
     headers: dict[str, str] = Field(default_factory=dict)
     leave_out: list[Literal["temperature", "top_p", "seed", "max_tokens"]] = Field(default_factory=list)

@@ -12,19 +12,24 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from realm.core.errors import note
+from realm.core.errors import OneLineError, note
 
 BUSY = (errno.EAGAIN, errno.EWOULDBLOCK)
 BUSY_RECORD = (*BUSY, errno.EACCES)  # how POSIX lets a record lock say it
 PAUSE = 0.05  # seconds
+PATIENCE_FOR_A_TURN = 3_600.0  # seconds
 
 
 class Busy(Exception):
     """Another process has the lock; the message says whose it is, where that is known."""
+
+
+class TakesTooLong(OneLineError, RuntimeError):
+    """What another process makes is not there after an hour; the message names it."""
 
 
 class Lock:
@@ -99,6 +104,23 @@ class Lock:
             self._owner.unlink(missing_ok=True)
         self._handle.close()
         self._handle = None
+
+
+@contextlib.contextmanager
+def in_turn(target: Path) -> Iterator[None]:
+    """Whoever makes ``target`` makes it alone: tasks of a job array that come second wait, and find it made.
+
+    Where the folder takes no file there is no lock, and who writes there says so better. Raises TakesTooLong.
+    """
+    try:
+        lock = Lock(target.with_name(f".{target.name}.lock"), PATIENCE_FOR_A_TURN)
+    except Busy as whose:
+        raise TakesTooLong(f"{target}: another process makes it for an hour now; see what it does{whose}") from None
+    except OSError:
+        yield
+        return
+    with contextlib.closing(lock):
+        yield
 
 
 def _born(pid: int) -> str:

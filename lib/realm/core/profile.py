@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from realm.core.asker import Asker
 from realm.core.block import Block, require_name
+from realm.core.cluster import Cluster
 from realm.core.endpoint import Endpoint, Judge
 from realm.core.errors import OneLineError
 from realm.core.files import REPOSITORY
@@ -239,6 +240,7 @@ class Profile(Block):
     mt_bench: MTBench
     simulator_realism: SimulatorRealism
     teaching: Teaching | None = None
+    cluster: Cluster = Field(default_factory=Cluster)
 
     def endpoints(self) -> dict[str, Endpoint]:
         """Key of the profile, as ``simulation.user`` -> endpoint."""

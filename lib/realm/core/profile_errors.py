@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel
 
 # What stands at these keys may be a secret in the wrong place, and is not shown.
-MAY_BE_SECRET = {"headers", "extra_body", "api_key_env", "base_url"}
+MAY_BE_SECRET = {"headers", "extra_body", "api_key_env", "base_url", "setup"}
 
 
 def explain(error: dict[str, Any], profile: type[BaseModel]) -> str:

@@ -94,3 +94,14 @@ def require_plain_headers(headers: dict[str, str]) -> dict[str, str]:
                 f"the value of {name} belongs into an environment variable; write its name, for example {name}: $MY_KEY"
             )
     return headers
+
+
+def require_plain_lines(lines: list[str]) -> list[str]:
+    """``lines`` of a shell if none gives a secret as it is. Raises ValueError, which does not show it."""
+    for line in lines:
+        for name, value in re.findall(r"(\w+)=(\S+)", line):
+            if _SECRET_NAME.search(name) and not re.match(r"[\"']?[$`]", value):
+                raise ValueError(
+                    f"the value of {name} would stand in every script; read it from a file, {name}=$(cat ~/my-key) say"
+                )
+    return lines

@@ -18,7 +18,7 @@ GIB = 2**30
 # One byte an 8-bit scale for each block of 64 weights, one float32 for 256 scales (QLoRA, arXiv 2305.14314, section 3).
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 STATE_BYTES = 4 + 8  # what is trained is float32: its gradient, and AdamW's two moments
-FULL_GPUS = 4  # of the paper, and of cluster/run.slurm
+FULL_GPUS = 4  # of the paper, and of profile paper's jobs
 # Bytes a layer keeps for its backward pass, a token: so many times the hidden and the intermediate width.
 # Counted from what autograd saves (tests/test_estimate.py); adapters in bfloat16 keep float32 copies of inputs.
 ACTIVATION_BYTES = {

@@ -8,6 +8,7 @@ import numpy as np
 
 from realm.core.errors import OneLineError
 from realm.core.files import atomic_path, read_json
+from realm.core.locks import in_turn
 from realm.models.pretokenizers import cut_as_llama_cpp
 
 
@@ -67,15 +68,19 @@ def export_gguf(model_folder: Path, vocabulary: Path | None, target: Path) -> Pa
     weights = sorted(model_folder.glob("*.safetensors"))
     if not weights:
         raise ConversionError(f"{model_folder}: holds no *.safetensors")
-    if target.exists() and target.stat().st_mtime >= max(w.stat().st_mtime for w in weights):
+    made = lambda: target.exists() and target.stat().st_mtime >= max(w.stat().st_mtime for w in weights)  # noqa: E731
+    if made():
         return target
     if vocabulary is None:
         raise ConversionError(
             f"{model_folder}: engine llama.cpp needs a base model that came as GGUF; "
             "use engine transformers or vllm for this one"
         )
-    with atomic_path(target) as temporary:
-        _write_gguf(weights, vocabulary, (model_folder / "chat_template.jinja").read_text(encoding="utf-8"), temporary)
+    with in_turn(target):
+        if not made():
+            template = (model_folder / "chat_template.jinja").read_text(encoding="utf-8")
+            with atomic_path(target) as temporary:
+                _write_gguf(weights, vocabulary, template, temporary)
     return target
 
 

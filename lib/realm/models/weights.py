@@ -45,7 +45,7 @@ def _of_stage(kind: str, stage: str, run_folder: Path) -> str | None:
     if kind == "stage":
         return content_sha256(merged)
     # What the stage started from, under the tokenizer and template that it was trained with.
-    around = [p for p in sorted(merged.iterdir()) if p.suffix != ".safetensors" and p.name not in BESIDE]
+    around = [p for p in sorted(merged.iterdir()) if p.suffix != ".safetensors" and not _beside(p)]
     base = note.read_text(encoding="utf-8").strip() if note.exists() else ""
     parts = [weights_of(base, run_folder) if base else None, *(content_sha256(p) for p in around)]
     return text_sha256(json.dumps(parts))

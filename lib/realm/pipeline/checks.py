@@ -282,9 +282,11 @@ def _machine_gib() -> float:
 def _shared_card(profile: Profile, stage: str) -> Iterator[Finding]:
     for key, config in _simulations(profile).items():
         at_once = [e for e in (config.user, config.responder) if e and e.engine == "vllm"]
-        asked = sum(e.gpu_memory_share for e in at_once)
+        asked = sum(e.gpu_memory_share or 0 for e in at_once)
         if asked > 1:
-            text = f"user and responder run at once on one GPU and take {asked:.2f} of it; let both come to 0.9 or less"
+            text = (
+                f"user and responder together take {asked:.2f} of a GPU; leave both out, and they divide what is there"
+            )
             yield Finding(STOPS, stage, f"{key}.user.gpu_memory_share", text)
 
 

@@ -25,28 +25,30 @@ from realm.core.progress import Bar
 from realm.core.secrets import register_secret
 from realm.models import assets
 from realm.models.gguf import export_gguf
-from realm.serving import llama_cpp
+from realm.serving import gpus, llama_cpp
 from realm.serving.client import Address, Client
 from realm.serving.faults import EndpointError
 from realm.serving.untrained import untrained
 from realm.serving.words import endpoint_words
 
 START_SECONDS = 300
+START_SECONDS_OF_VLLM = 1_800  # weights of 7B come over a network, and kernels and graphs are made before it answers
 ENGINES_WITH_KEYS = ("llama.cpp", "vllm")
 
 
 @contextlib.asynccontextmanager
 async def connect(
-    endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, share: int = 1
+    endpoint: Endpoint, role: str, run_folder: Path, log_folder: Path, *, share: int = 1, number: int = 0
 ) -> AsyncIterator[Client]:
     """A checked client: for engine ``api`` of the service, otherwise of a local server started for it.
 
-    ``role`` names the endpoint in errors and logs. ``share``: how many local endpoints divide the cores.
+    ``role`` names the endpoint in errors and logs. ``share``: how many local endpoints divide cores and GPUs, of which
+    this is the ``number``-th, counted from 0.
     Raises EndpointError with one line if it cannot be reached.
     """
     stop = threading.Event()
     with contextlib.ExitStack() as stack:
-        place = reach(endpoint, role, run_folder, log_folder, share=share, stop=stop)
+        place = reach(endpoint, role, run_folder, log_folder, share=share, number=number, stop=stop)
         entering = asyncio.ensure_future(asyncio.to_thread(stack.enter_context, place))
         waited = Bar(desc=f"starting the server of {role}", unit="", disable=endpoint.engine == "api")
         try:
@@ -73,6 +75,7 @@ def reach(
     log_folder: Path,
     *,
     share: int = 1,
+    number: int = 0,
     stop: threading.Event | None = None,
 ) -> Iterator[Address]:
     """The address of an endpoint, with a local server behind it where one is needed.
@@ -88,7 +91,7 @@ def reach(
     served = assets.gguf_of(endpoint.model) if endpoint.engine == "llama.cpp" else None
     folder, vocabulary = (served, None) if served else resolve_model(endpoint.model, run_folder)
     log = log_folder / f"{role}.log"
-    with local_server(endpoint, folder, vocabulary, log, share=share, stop=stop) as address:
+    with local_server(endpoint, folder, vocabulary, log, share=share, number=number, stop=stop) as address:
         yield address
 
 
@@ -148,6 +151,7 @@ def local_server(
     log: Path,
     *,
     share: int = 1,
+    number: int = 0,
     stop: threading.Event | None = None,
 ) -> Iterator[Address]:
     """Serve a model folder, or a GGUF file, on free loopback ports; yields when it is healthy, and always ends it.
@@ -164,6 +168,10 @@ def local_server(
     ports = _free_ports(division.servers)
     command, name = _command(endpoint, folder, vocabulary, ports, division)
     environment = {**os.environ, llama_cpp.KEY_VARIABLE: key, "VLLM_API_KEY": key, "HF_HUB_OFFLINE": "1"}
+    if endpoint.engine == "vllm":
+        mine = gpus.place(endpoint, gpus.seen(), share, number)
+        command += mine.options(endpoint.tensor_parallel)
+        environment |= {"CUDA_VISIBLE_DEVICES": ",".join(mine.gpus)} if mine.gpus else {}
     log.parent.mkdir(parents=True, exist_ok=True)
     if endpoint.engine == "transformers":
         # Its list of models fails where no Hub cache was ever made; the model itself is a local folder.
@@ -182,8 +190,9 @@ def local_server(
         )
     first, *more = (f"http://127.0.0.1:{port}/v1" for port in ports)
     address = Address(first, name, key, tuple(more))
+    seconds = endpoint.start_seconds or (START_SECONDS_OF_VLLM if endpoint.engine == "vllm" else START_SECONDS)
     try:
-        _wait_healthy(guard, address, log, stop or threading.Event())
+        _wait_healthy(guard, address, log, stop or threading.Event(), seconds)
         yield address
     finally:
         guard.stdin.close()
@@ -235,8 +244,6 @@ def _command(
         folder.name,
         "--max-model-len",
         str(endpoint.context_length),
-        "--gpu-memory-utilization",
-        str(endpoint.gpu_memory_share),
     ], folder.name
 
 
@@ -273,12 +280,12 @@ def _free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path, stop: threading.Event) -> None:
+def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path, stop: threading.Event, seconds: float) -> None:
     # Past any proxy of the environment: it would get the key, and its loopback is another machine's.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     header = {"Authorization": f"Bearer {address.key}"}
     waiting = [urllib.request.Request(f"{url}/models", headers=header) for url in (address.base_url, *address.more)]
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not stop.is_set():
         if guard.poll() is not None:
             raise EndpointError("unreachable", f"{address.model}: the server ended at start: {_reason(log)}; see {log}")
@@ -291,7 +298,9 @@ def _wait_healthy(guard: subprocess.Popen, address: Address, log: Path, stop: th
             stop.wait(0.2)
     if stop.is_set():
         raise EndpointError("unreachable", f"{address.model}: its start was interrupted")
-    raise EndpointError("unreachable", f"{address.model}: no sign of health in {START_SECONDS} s; see {log}")
+    raise EndpointError(
+        "unreachable", f"{address.model}: no sign of health in {seconds:g} s (start_seconds); see {log}"
+    )
 
 
 def _reason(log: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from realm.core.files import atomic_folder
+from realm.core.locks import in_turn
 from realm.models import assets
 
 FOLDER = "untrained"
@@ -22,9 +23,10 @@ def untrained(stage: Path, base_model: str) -> Path:
     trained = {p.name for pattern in WEIGHTS for p in merged.glob(pattern)}
     beside = {p.name: p for p in merged.iterdir() if p.suffix in (".json", ".jinja", ".model", ".txt")}
     wanted = {name: p.resolve() for name, p in beside.items() if name not in trained} | weights
-    if folder.is_dir() and {p.name: p.resolve() for p in folder.iterdir() if p.is_symlink()} == wanted:
-        return folder
-    with atomic_folder(folder) as workspace:
-        for name, path in wanted.items():
-            (workspace / name).symlink_to(path)
+    with in_turn(folder):
+        if folder.is_dir() and {p.name: p.resolve() for p in folder.iterdir() if p.is_symlink()} == wanted:
+            return folder
+        with atomic_folder(folder) as workspace:
+            for name, path in wanted.items():
+                (workspace / name).symlink_to(path)
     return folder

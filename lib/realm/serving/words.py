@@ -24,7 +24,8 @@ WHO = ("engine", "model", "base_url")
 # what is said until then.
 NO_WORDS = {"api_key_env", "concurrency", "requests_per_minute", "timeout_seconds", "max_retries", "context_length"}
 # Headers say who asks, and a limit has the same size by either name.
-NO_WORDS |= {"environment", "gpu_memory_share", "patience_seconds", "headers", "token_limit"}
+NO_WORDS |= {"environment", "gpu_memory_share", "tensor_parallel", "start_seconds", "patience_seconds", "headers"}
+NO_WORDS |= {"token_limit"}
 
 
 class KeptError(OneLineError, ValueError):

@@ -22,6 +22,7 @@ from realm.conversations.conversation import Conversation, Message
 from realm.core import profile
 from realm.core.progress import Bar
 from realm.core.seeds import turn_seed
+from realm.core.stopping import Stopped, stop_is_asked
 from realm.dialogue.format import ChatFormat
 from realm.serving.client import Client, together
 from realm.serving.counting import TokenCounter
@@ -82,8 +83,8 @@ class Simulation:
     async def run(self, starts: Sequence[Start]) -> list[Conversation]:
         """Hold every conversation to its end; conversations that ended before are taken from the journal.
 
-        Raises SimulationError when an endpoint is gone or refuses: what was said is kept, and the next call
-        goes on from there, also of what an earlier budget cut short.
+        Raises SimulationError when an endpoint is gone or refuses, and Stopped where that was asked for: what was said
+        is kept, and the next call goes on from there, also of what an earlier budget cut short.
         """
         self.resumed_turns = self.journal.count_turns()
         self.journal.reopen([EndReason.BUDGET_SPENT, *FAILURES], self.journal.asked_again())
@@ -104,6 +105,9 @@ class Simulation:
                 ) from error
         spent = [s.key for s, reason in zip(waiting, reasons, strict=True) if reason == EndReason.BUDGET_SPENT]
         self.journal.end(spent, Ending(EndReason.BUDGET_SPENT))
+        if left := reasons.count(None):
+            turns = self.journal.count_turns()
+            raise Stopped(f"asked to stop: {left} conversations are open, {turns} turns are kept; run again to go on")
         if failed := nobody_answered(self.journal, starts):
             self.journal.forgive(self._unpaid)  # what cost nothing is asked again, however often
             raise SimulationError(f"{failed}; run again to go on")
@@ -114,11 +118,15 @@ class Simulation:
         self.journal.forgive(self._breaker.victims())
         return SimulationError(f"{error}. {self.journal.count_turns()} turns are kept; run again to go on")
 
-    async def _hold(self, start: Start, bar: Bar) -> EndReason:
+    async def _hold(self, start: Start, bar: Bar) -> EndReason | None:
+        """Why it ended; None where it is left open because somebody asked to stop."""
         async with self._room:
             said = [*start.opening, *self.journal.turns(start.key)]
             while (ending := await self._ending(start, said)) is None:
-                message = await self._next_turn(start, said)
+                try:
+                    message = await self._next_turn(start, said)
+                except Stopped:  # each closes the turn that it is at, so none that is paid is lost
+                    return None
                 if isinstance(message, Ending):
                     ending = message
                     if ending.reason != EndReason.BUDGET_SPENT:  # these are few transactions, not one each
@@ -213,13 +221,15 @@ class Simulation:
     async def _ask(self, start: Start, said: list[Message], attempt: int) -> Reply | EndpointError | Ending:
         """One answer, what was paid for none, or why there is none.
 
-        Raises EndpointError where asking on is of no use to anybody.
+        Raises EndpointError where asking on is of no use to anybody, Stopped before it asks where that was asked for.
         """
         role, request = speaker(said), self.limits.request(said)
         client = self._client(role)
         seed = turn_seed(start.id, len(said), self.seed, attempt)
         first_failure = None
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
+            if stop_is_asked():
+                raise Stopped("asked to stop")
             if not self._ledger.open():
                 return Ending(EndReason.BUDGET_SPENT)
             asked_at = time.monotonic()

@@ -167,7 +167,7 @@ async def simulate(
         standing, again = standings(journal, work.starts, work.limits), journal.asked_again()
         waiting = [k for k, s in standing.items() if s.reason is None or k in again]
         if waiting and Ledger(budget, journal.usage()).open():
-            await _hold_all(work, journal, budget)
+            await _hold_all(work, journal, budget, work.out / "logs" / str(shard or "").lstrip("-"))
         else:
             journal.end([k for k in waiting if standing[k].reason is None], Ending(EndReason.BUDGET_SPENT))
             if failed := nobody_answered(journal, work.starts):
@@ -175,18 +175,19 @@ async def simulate(
         return replace(work.outcome(journal, export=shard is None), resumed_turns=resumed)
 
 
-async def _hold_all(work: Work, journal: Journal, budget: profile.Budget) -> None:
-    config, logs, limits = work.chosen.simulation, work.out / "logs", work.limits
+async def _hold_all(work: Work, journal: Journal, budget: profile.Budget, logs: Path) -> None:
+    config, limits = work.chosen.simulation, work.limits
     openings = [sum(limits.count(m.content) for m in s.opening if m.role != "system") for s in work.starts]
     print(f"before it starts: {estimate(config, openings)}", flush=True)
     sides = {role: e for role, e in (("user", config.user), ("responder", config.responder)) if e}
-    local = sum(e.engine != "api" for e in sides.values())
+    local = [role for role, e in sides.items() if e.engine != "api"]
     clients: dict[str, Client] = {}
     counters: dict[str, TokenCounter] = {}
     async with contextlib.AsyncExitStack() as stack:
         # Services first: a wrong key must not show only after a local server has loaded its weights.
         for role, endpoint in sorted(sides.items(), key=lambda side: side[1].engine != "api"):
-            place = connect(endpoint, role, work.folder, logs, share=local)
+            number = local.index(role) if role in local else 0
+            place = connect(endpoint, role, work.folder, logs, share=len(local), number=number)
             clients[role] = await stack.enter_async_context(place)
             if ROLES[role] in limits.elsewhere:
                 counters[ROLES[role]] = TokenCounter(clients[role].address)
@@ -272,7 +273,9 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--shard", help="i/n: only this share of the conversations, in a journal of its own")
     what.add_argument("--merge", action="store_true", help="join the shards and write the exports")
-    parser.add_argument("--corpus", metavar="NAME", help="a corpus of simulation.beside (default: RealChat)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--corpus", metavar="NAME", help="a corpus of simulation.beside (default: RealChat)")
+    which.add_argument("--beside", action="store_true", help="RealChat, and after it all corpora of simulation.beside")
     given = parser.parse_args(arguments)
     return exit_code(lambda: _dispatch(given), "interrupted; what was said is kept, call again to go on")
 
@@ -282,12 +285,15 @@ def _dispatch(given: argparse.Namespace) -> None:
     for endpoint in chosen.endpoints().values():
         register_secret(os.environ.get(endpoint.api_key_env or ""))
     make_folder(folder / STAGE_FOLDER)  # before anything else: a place that cannot be written names its variable
-    if given.merge:
-        count, outcome = merge(chosen, chosen.seed, folder, given.corpus)
-        print(f"{count} shards joined\n{outcome}")
-        return
     shard = Shard.parse(given.shard) if given.shard else None
-    try:
-        print(asyncio.run(simulate(chosen, chosen.seed, folder, shard, given.corpus)))
-    except (EndpointError, AssetError, ConversionError) as error:
-        raise SimulationError(f"{error}; run again to go on") from error
+    for corpus in (None, *chosen.corpora()) if given.beside else (given.corpus,):
+        if given.beside:
+            print(f"-- {corpus or 'RealChat'}", flush=True)
+        if given.merge:
+            count, outcome = merge(chosen, chosen.seed, folder, corpus)
+            print(f"{count} shards joined\n{outcome}")
+            continue
+        try:
+            print(asyncio.run(simulate(chosen, chosen.seed, folder, shard, corpus)), flush=True)
+        except (EndpointError, AssetError, ConversionError) as error:
+            raise SimulationError(f"{error}; run again to go on") from error

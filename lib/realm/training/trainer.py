@@ -25,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from realm.core.files import ArtefactError, atomic_path, read_json, write_json
 from realm.core.profile import SFT
 from realm.core.set_aside import set_aside
+from realm.core.stopping import Stopped, may_be_stopped, stop_is_asked
 from realm.dialogue.encoder import Encoded
 from realm.training.base import TrainingError, compute_dtype, refuse_without_gradient, sharded
 from realm.training.likelihood import likelihood
@@ -163,6 +164,23 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
+class _StopWhenAsked(TrainerCallback):
+    """A checkpoint where somebody asks to stop, and the end of this run. Where one of several processes sees the wish
+    a step later than the others, they would wait for it: the main one decides for all."""
+
+    asked = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if may_be_stopped() and state.global_step < state.max_steps:
+            [self.asked] = broadcast_object_list([stop_is_asked()])
+            control.should_save |= self.asked
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.asked:
+            at = f"step {state.global_step} of {state.max_steps}"
+            raise Stopped(f"asked to stop: a checkpoint is written at {at}; run again to go on there")
+
+
 class _GiveBack(TrainerCallback):
     """Steps of different lengths leave holes in memory; they are given back, which takes milliseconds."""
 
@@ -189,7 +207,8 @@ def train(
     ``train_log.jsonl``, nats per supervised token), and ``model`` ends as it was where that was lowest, or as it is at
     the last step if ``config.keep`` says so.
     Returns one record a step: ``step``, ``loss`` (nats per supervised token), ``learning_rate``, ``grad_norm``.
-    Raises TrainingError at the first non-finite loss, naming the conversations of its batch.
+    Raises TrainingError at the first non-finite loss, naming the conversations of its batch, and Stopped, once a
+    checkpoint is written, where that was asked for.
     """
     trainer = run_trainer(model, tokenizer, rows, config, Path(folder), seed, valid)
     return [r for r in trainer.state.log_history if "loss" in r]
@@ -222,7 +241,7 @@ def run_trainer(model, tokenizer, rows, config: SFT, folder: Path, seed: int, va
         train_dataset=Rows(rows),
         eval_dataset=Rows([r.without_tail() for r in valid]),
         tokenizer=tokenizer,
-        callbacks=[_Progress(folder / "train_log.jsonl"), *kept, _GiveBack()],
+        callbacks=[_Progress(folder / "train_log.jsonl"), *kept, _GiveBack(), _StopWhenAsked()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
