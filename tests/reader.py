@@ -24,6 +24,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 STARTS_WITHIN, PATIENT, ANSWERS_WITHIN = 300, 300, 1_800  # seconds: a server, one click, a notebook
+CLICK_SEEN_WITHIN = 30  # seconds
 TALLEST = 12_000  # pixels of one picture
 
 
@@ -120,9 +121,16 @@ class OpenNotebook:
 
     def run_all(self) -> None:
         """*Run All Cells* of the menu, until no cell is at work or waits; then it is saved."""
-        self.choose("Run", "Run All Cells")
+        from playwright.sync_api import TimeoutError
+
         prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
-        prompts.filter(has_text=re.compile(r"[\d*]")).first.wait_for()  # at work, or done already
+        taken = prompts.filter(has_text=re.compile(r"[\d*]"))  # at work, or done already
+        since = time.monotonic()
+        while not taken.count():
+            assert time.monotonic() - since < PATIENT, "no cell began to run"
+            self.choose("Run", "Run All Cells")  # a menu that is still being built takes a click and does nothing
+            with contextlib.suppress(TimeoutError):
+                taken.first.wait_for(timeout=1_000 * CLICK_SEEN_WITHIN)
         waiting = prompts.filter(has_text="*")
         since = time.monotonic()
         while waiting.count() and time.monotonic() - since < ANSWERS_WITHIN:
