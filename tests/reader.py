@@ -24,7 +24,6 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 STARTS_WITHIN, PATIENT, ANSWERS_WITHIN = 300, 300, 1_800  # seconds: a server, one click, a notebook
-CLICK_SEEN_WITHIN = 30  # seconds
 TALLEST = 12_000  # pixels of one picture
 
 
@@ -121,16 +120,9 @@ class OpenNotebook:
 
     def run_all(self) -> None:
         """*Run All Cells* of the menu, until no cell is at work or waits; then it is saved."""
-        from playwright.sync_api import TimeoutError
-
+        self.choose("Run", "Run All Cells")
         prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt")
-        taken = prompts.filter(has_text=re.compile(r"[\d*]"))  # at work, or done already
-        since = time.monotonic()
-        while not taken.count():
-            assert time.monotonic() - since < PATIENT, "no cell began to run"
-            self.choose("Run", "Run All Cells")  # a menu that is still being built takes a click and does nothing
-            with contextlib.suppress(TimeoutError):
-                taken.first.wait_for(timeout=1_000 * CLICK_SEEN_WITHIN)
+        prompts.filter(has_text=re.compile(r"[\d*]")).first.wait_for()  # at work, or done already
         waiting = prompts.filter(has_text="*")
         since = time.monotonic()
         while waiting.count() and time.monotonic() - since < ANSWERS_WITHIN:
@@ -140,8 +132,18 @@ class OpenNotebook:
         self.page.wait_for_timeout(1_500)
 
     def choose(self, menu: str, item: str) -> None:
-        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{menu}$")).click()
-        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}$")).click()
+        """An item of a menu, as soon as it can be chosen: while a notebook is being made ready it is grey."""
+        from playwright.sync_api import TimeoutError
+
+        active = self.page.locator(".lm-Menu-item:not(.lm-mod-disabled) .lm-Menu-itemLabel")
+        since = time.monotonic()
+        while time.monotonic() - since < PATIENT:
+            self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{menu}$")).click()
+            try:
+                return active.filter(has_text=re.compile(f"^{item}$")).click(timeout=2_000)
+            except TimeoutError:
+                self.page.keyboard.press("Escape")
+        raise AssertionError(f"{menu}, {item}: stayed grey for {PATIENT} s")
 
     def outputs(self, kind: str) -> list[dict]:
         """Of the notebook as it was saved: ``error`` or ``stream``."""

@@ -215,8 +215,8 @@ def test_the_estimate_stops_where_the_context_does_and_a_replay_asks_no_user():
 
 def test_the_bar_shows_what_was_spent_and_what_is_left(servers, tmp_path, capsys):
     Stage(servers, tmp_path, budget=budget(responder_price=PRICE)).run(plan(3, 0, []))
-    last = capsys.readouterr().err.split("\r")[-1]
-    assert re.search(r"conversations: 100%.* 3/3 \[\d\d:\d\d<\d\d:\d\d, .*18 requests, 180 tokens, \$0\.00", last)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"simulation: 3 of 3 conversations, \d\d:\d\d; 18 requests, 180 tokens, \$0\.00", last)
 
 
 # ---------------------------------------------------------------- replay
