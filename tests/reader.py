@@ -23,6 +23,7 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
+READY = "ReaLM-repro"  # the kernel's name for readers
 STARTS_WITHIN, PATIENT, ANSWERS_WITHIN = 300, 300, 1_800  # seconds: a server, one click, a notebook
 TALLEST = 12_000  # pixels of one picture
 
@@ -116,7 +117,8 @@ class OpenNotebook:
         page.set_default_timeout(1_000 * PATIENT)
         page.goto(f"{address}/lab/tree/{path.name}?reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        # The status bar knows whether a kernel is there; what is run before is answered by a question for one.
+        page.get_by_text(re.compile(rf"{READY} \| Idle$")).wait_for()
 
     def run_all(self) -> None:
         """*Run All Cells* of the menu, until no cell is at work or waits; then it is saved."""
@@ -173,6 +175,8 @@ class OpenNotebook:
 
     def close(self) -> None:
         """The tab, and its kernel."""
+        token = next(c["value"] for c in self.page.context.cookies() if c["name"] == "_xsrf")
         for session in self.page.request.get(f"{self.address}/api/sessions").json():
-            self.page.request.delete(f"{self.address}/api/sessions/{session['id']}")
+            address = f"{self.address}/api/sessions/{session['id']}"
+            assert self.page.request.delete(address, headers={"X-XSRFToken": token}).ok
         self.page.close()
