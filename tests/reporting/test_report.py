@@ -111,7 +111,7 @@ def test_publish_copies_figures_and_renders_the_table(run_folder, repository):
     copied = {p.name for p in (repository / "figures").iterdir()}
     assert copied == {*PUBLISHED_FILES, "reference_metrics.json"}
     readme = (repository / "README.md").read_text()
-    assert readme.startswith("# Title\n") and readme.endswith("\nafter\n") and "old" not in readme
+    assert readme.startswith("# Title\n") and readme.endswith("\nafter\n") and "\nold\n" not in readme
     assert f"{report.README_BEGIN}\n{report.readme_block()}\n{report.README_END}" in readme
     assert "| perplexity of held-out human turns, UserGPT |  | 19.4 [17.5 to 21.25] | 40 |" in readme
     assert "| MT-Bench of ReaLM-7B, GPT-4 judge | 6.328 |  | 160 |" in readme

@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 
 from realm.core.files import REPOSITORY, ArtefactError, atomic_path, read_json
-from realm.core.manifest import TRAINED_ON
 from realm.core.metrics import PUBLISHED, Metric, Metrics, interval, number
 from realm.evaluation.claims import Judged, judge_all, load_claims
 from realm.evaluation.names import readable
@@ -20,9 +19,23 @@ from realm.reporting import ledger
 
 REFERENCE_METRICS = REPOSITORY / "figures" / "reference_metrics.json"
 REFERENCE_PROFILE = "cpu"  # its run fills figures/ itself; a run of another profile has a folder there
-CONTROLS_PROFILE = "cpu-long"
+LONG_PROFILE = "cpu-long"
 README_BEGIN, README_END = "<!-- results: begin -->", "<!-- results: end -->"
-# What the README quotes, in order: metric -> words.
+# What the README quotes, in order: metric -> words. Of both runs:
+TEACHES = {
+    "teaching_perplexity_base": "perplexity of the responder's answers to held-out humans, base model",
+    "teaching_perplexity_roleplay": "a student of the responder told to play the user",
+    "teaching_perplexity_realchat": "a student of RealChat",
+    "teaching_perplexity_humans": "a student of real humans' turns",
+    "teaching_difference_roleplay_realchat": "paired difference, role-play minus RealChat",
+    "teaching_difference_humans_realchat": "paired difference, humans minus RealChat",
+}
+HUMANLIKE = {
+    "two_sample_auc_usergpt": "AUC of telling UserGPT's openings from human ones (0.5: cannot)",
+    "two_sample_auc_base": "AUC of telling the untrained base model's openings from human ones",
+    "two_sample_auc_roleplay": "AUC of telling the role-playing base model's openings from human ones",
+    "two_sample_auc_human_floor": "AUC of telling humans from humans (the floor)",
+}
 HEADLINES = {
     "conversations_read": "complete conversations salvaged from the truncated ShareGPT file",
     "conversations_train": "training segments after cleaning and splitting",
@@ -33,23 +46,15 @@ HEADLINES = {
     "assistant_turn_perplexity_before": "perplexity of held-out real answers, base model",
     "assistant_turn_perplexity_after": "perplexity of held-out real answers, ReaLM",
     "assistant_turn_perplexity_difference": "paired difference, after minus before",
-    "teaching_perplexity_base": "perplexity of the responder's answers to held-out humans, base model",
-    "teaching_perplexity_roleplay": "a student of the responder told to play the user",
-    "teaching_perplexity_realchat": "a student of RealChat",
-    "teaching_perplexity_humans": "a student of real humans' turns",
-    "teaching_difference_roleplay_realchat": "paired difference, role-play minus RealChat",
-    "teaching_difference_humans_realchat": "paired difference, humans minus RealChat",
-    "two_sample_auc_usergpt": "AUC of telling UserGPT's openings from human ones (0.5: cannot)",
-    "two_sample_auc_base": "AUC of telling the untrained base model's openings from human ones",
-    "two_sample_auc_roleplay": "AUC of telling the role-playing base model's openings from human ones",
-    "two_sample_auc_human_floor": "AUC of telling humans from humans (the floor)",
+    **TEACHES,
+    **HUMANLIKE,
     "mt_bench_published_overall": "MT-Bench of ReaLM-7B, GPT-4 judge",
     "mt_bench_published_turn_1": "MT-Bench of ReaLM-7B, first turns",
     "mt_bench_published_turn_2": "MT-Bench of ReaLM-7B, second turns",
     "alpaca_eval_published_win_rate": "AlpacaEval 1 win rate of ReaLM-7B, %",
 }
-# The same of the longer run, where every control of notebook 02 is trained.
-CONTROL_HEADLINES = {
+# And of the longer run, where every control of notebook 02 is trained and corpora are large enough to tell.
+LONG_HEADLINES = {
     "usergpt_train_tokens": "tokens of training, of UserGPT and of each control",
     "user_turn_perplexity_before": "perplexity of held-out human turns, (a) base model",
     "user_turn_perplexity_roleplay": "(b) base model told to play a user",
@@ -66,6 +71,13 @@ CONTROL_HEADLINES = {
     "termination_f1_always": "F1 of the best guesser of constant rate",
     "termination_f1_gain": "paired difference, UserGPT minus guesser",
     "termination_auc": "area under the curve of the same, without a threshold (0.5: by chance)",
+    **TEACHES,
+    "teaching_perplexity_seeds": "a student of single turns",
+    "teaching_difference_roleplay_realchat_equal_tokens": "role-play minus RealChat, from as many tokens",
+    "share_of_human_gain_realchat": "share of what real humans' turns teach that RealChat teaches",
+    "share_of_human_gain_roleplay": "that role-play teaches",
+    **HUMANLIKE,
+    "two_sample_auc_responder": "AUC of telling the openings of the responder, told to play a user, from human ones",
 }
 # The figures that the report leads with, in order: the realism card and the five that matter.
 LEADING = ("06_realism", "02_perplexity", "04_teaching", "05_mt_bench_published", "01_funnel", "03_realchat")
@@ -179,18 +191,11 @@ def reference_metrics(profile: str = REFERENCE_PROFILE) -> dict[str, Metric]:
     return {r["name"]: Metric(**r) for stage in joined.values() for r in stage["metrics"]}
 
 
-def superseded(profile: str) -> bool:
-    """Whether the committed run of a profile is from before the errata: what manifests did not say then, training got
-    wrong then."""
-    stages = read_json(reference_metrics_path(profile)).values()
-    return not any(TRAINED_ON in s["manifest"] for s in stages)
-
-
 def reference_verdicts() -> dict[str, list[Judged]]:
-    """Every claim judged by each committed run, by profile; a run that is superseded says nothing."""
-    profiles = [p for p in (REFERENCE_PROFILE, CONTROLS_PROFILE) if reference_metrics_path(p).exists()]
+    """Every claim judged by each committed run, by profile."""
+    profiles = [p for p in (REFERENCE_PROFILE, LONG_PROFILE) if reference_metrics_path(p).exists()]
     claims = load_claims()
-    return {p: judge_all(claims, reference_metrics(p)) for p in profiles if not superseded(p)}
+    return {p: judge_all(claims, reference_metrics(p)) for p in profiles}
 
 
 def readme_block() -> str:
@@ -198,21 +203,14 @@ def readme_block() -> str:
     verdicts = reference_verdicts()
     lines = ledger.markdown({p: (judged, reference_metrics(p)) for p, judged in verdicts.items()}) if verdicts else []
     lines += ["", "### The numbers behind it", "", *_results(REFERENCE_PROFILE, HEADLINES)]
-    if reference_metrics_path(CONTROLS_PROFILE).exists():
-        lines += ["", *_results(CONTROLS_PROFILE, CONTROL_HEADLINES)]
+    if reference_metrics_path(LONG_PROFILE).exists():
+        lines += ["", *_results(LONG_PROFILE, LONG_HEADLINES)]
     return "\n".join([*lines, "", "Brackets: 95 % bootstrap intervals."])
-
-
-SUPERSEDED = (
-    "**Superseded.** Made with wrong gradients and another tokenizer than the server's: see `ERRATA.md`. "
-    "To be made anew; it gives no verdicts."
-)
 
 
 def _results(profile: str, headlines: dict[str, str]) -> list[str]:
     metrics, stages = reference_metrics(profile), list(read_json(reference_metrics_path(profile)).values())
-    lines = [SUPERSEDED, ""] if superseded(profile) else []
-    lines += [f"| what | published | this repository, profile `{stages[0]['profile']}` | n |", "|---|---|---|---|"]
+    lines = [f"| what | published | this repository, profile `{stages[0]['profile']}` | n |", "|---|---|---|---|"]
     for name, words in headlines.items():
         if name not in metrics:
             continue
