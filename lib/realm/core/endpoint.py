@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from realm.core.block import Block
 from realm.core.secrets import require_plain_address, require_plain_headers, require_variable_name
 
+GPU_SHARE = 0.9  # of the memory of a GPU, what a local server takes that has it for itself
+
 
 class Endpoint(Block):
     """Anything that speaks the OpenAI chat protocol.

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from realm.core.endpoint import GPU_SHARE
 from realm.core.profile import SFT, Endpoint, Price, Profile
 from realm.models import estimate
 from realm.models.architecture import Architecture, architecture
@@ -224,7 +225,7 @@ def _served(given: Inputs, user: Endpoint, asked: Figure, said: Figure) -> Itera
     weights = SERVED_BYTES * shape.parameters
     history = given.value("rounds") * given.round_tokens / 2
     cache = history * 2 * SERVED_BYTES * shape.layers * shape.hidden * shape.kv_heads / shape.heads
-    room = user.gpu_memory_share * device.gib * estimate.GIB - weights
+    room = (user.gpu_memory_share or GPU_SHARE) * device.gib * estimate.GIB - weights
     at_once = max(1, min(user.concurrency, int(room / cache)))
     parts = (Part(weights / estimate.GIB, "weights"), Part(at_once * cache / estimate.GIB, "caches of all in flight"))
     yield Figure("03", "memory of the user's server", "GiB", parts, adds=True, grows=True)

@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from realm.core.endpoint import GPU_SHARE
 from realm.core.profile import Endpoint
 from realm.serving.faults import EndpointError
-
-MEMORY = 0.9  # of a GPU, what a server takes that has it for itself
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ def place(endpoint: Endpoint, gpus: Sequence[str], share: int = 1, number: int =
     """
     each, over = divmod(len(gpus), share)
     if each == 0:
-        mine, memory = tuple(gpus[:1]), MEMORY / share
+        mine, memory = tuple(gpus[:1]), GPU_SHARE / share
     else:
         first = number * each + min(number, over)
-        mine, memory = tuple(gpus[first : first + each + (number < over)]), MEMORY
+        mine, memory = tuple(gpus[first : first + each + (number < over)]), GPU_SHARE
     width = endpoint.tensor_parallel
     if width > max(1, len(mine)):
         others = f", {share} servers divide {len(gpus)}" if share > 1 else ""
