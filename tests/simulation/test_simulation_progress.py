@@ -5,11 +5,12 @@ import contextlib
 
 import pytest
 from simulation_stage import SEEDS
-from stub_server import BAD_KEY
+from stub_server import BAD_KEY, answered
 
 from realm.conversations.writers import write_conversations
 from realm.core.profile import load_profile
 from realm.dialogue import encoder
+from realm.serving.dialect import GO_ON
 from realm.simulation.plan import Shard
 from realm.simulation.progress import open_shards, progress
 from realm.simulation.run import SimulationError, Work, main, simulate
@@ -65,6 +66,16 @@ def test_shards_that_are_done_and_one_that_is_at_work(servers, chosen, folder):
         found = progress(chosen, 7, folder)
     assert (found.planned, found.ended) == (9, 9 - there)
     assert found.spent.startswith(f"{asked} requests") and found.dollars > 0
+
+
+def test_requests_that_go_on_with_a_cut_turn_are_counted(servers, chosen, folder, monkeypatch):
+    monkeypatch.setitem(GO_ON, "api", {"continue_final_message": True})
+    servers[1].script = [answered("First of all the", "length")] * 4
+    simulation = chosen.simulation.model_copy(update={"cut_turns": "continue"})
+    chosen = chosen.model_copy(update={"simulation": simulation})
+    asyncio.run(simulate(chosen, 7, folder))
+    asked = sum(len(s.completions) for s in servers)
+    assert progress(chosen, 7, folder).spent.startswith(f"{asked} requests")
 
 
 def test_what_was_taken_over_is_counted_once(servers, chosen, folder):

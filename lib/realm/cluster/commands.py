@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from realm.cluster.fetch import fetch
 from realm.cluster.status import status
 from realm.cluster.submission import planned, require_idle, show, submit
 from realm.core.errors import exit_code
-from realm.core.profile import ProfileError, load_profile, profile_path, run_folder
-from realm.core.secrets import register_secret
+from realm.core.profile import ProfileError, profile_and_folder, profile_path
 from realm.pipeline.stages import STAGES, stage_by_number
 
 
@@ -32,9 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _dispatch(given: argparse.Namespace) -> None:
-    profile, folder = load_profile(given.profile), run_folder(given.profile)
-    for endpoint in profile.endpoints().values():
-        register_secret(os.environ.get(endpoint.api_key_env or ""))
+    profile, folder = profile_and_folder(given.profile)
     if given.dry_run and not given.slurm:
         raise ProfileError("--dry-run: goes with --slurm here")
     if given.status:

@@ -23,6 +23,7 @@ from realm.core.files import REPOSITORY
 from realm.core.fine_tunes import SFT, Teaching, UserSFT
 from realm.core.keys_once import KeysOnce
 from realm.core.profile_errors import explain
+from realm.core.secrets import register_secret
 from realm.core.set_aside import FOLDER
 from realm.core.simulator_realism import SimulatorRealism
 
@@ -309,3 +310,11 @@ def run_name(profile: str | Path) -> str:
 def run_folder(profile: str) -> Path:
     """``runs/<run_name>`` in the repository, or in ``$REALM_RUNS`` (a scratch disk, say)."""
     return Path(os.environ.get(RUNS_VARIABLE) or REPOSITORY / "runs").resolve() / run_name(profile)
+
+
+def profile_and_folder(name: str) -> tuple[Profile, Path]:
+    """What a command line begins with: the profile and its run's folder, and its keys known as secrets."""
+    profile, folder = load_profile(name), run_folder(name)
+    for endpoint in profile.endpoints().values():
+        register_secret(os.environ.get(endpoint.api_key_env or ""))
+    return profile, folder

@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from realm.core.errors import exit_code, note
 from realm.core.files import ArtefactError
 from realm.core.metrics import Metrics
-from realm.core.profile import SFT, Profile, ProfileError, load_profile, profile_path, run_folder
-from realm.core.secrets import register_secret
+from realm.core.profile import SFT, Profile, ProfileError, profile_and_folder, profile_path
 from realm.models import assets, estimate
 from realm.pipeline import marks, stages
 from realm.pipeline.checks import HERE, STOPS, Finding, findings
@@ -107,9 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _dispatch(given: argparse.Namespace) -> None:
-    profile, folder = load_profile(given.profile), run_folder(given.profile)
-    for endpoint in profile.endpoints().values():
-        register_secret(os.environ.get(endpoint.api_key_env or ""))
+    profile, folder = profile_and_folder(given.profile)
     if given.gpus is not None and given.gpus < 1:
         raise ProfileError(f"--gpus {given.gpus}: at least 1")
     if given.yes and not given.tidy:

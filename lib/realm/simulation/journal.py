@@ -42,6 +42,9 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS reasons (conversation TEXT, number INTEGER, reason TEXT, words TEXT, kind TEXT,"
     " PRIMARY KEY (conversation, number))",
 )
+# What was asked and paid, of rows grouped in some way: requests, tokens sent, tokens generated.
+ASKED = "COUNT(*) + COALESCE(SUM(gone_on.requests), 0), SUM(prompt_tokens), SUM(new_tokens)"
+REQUESTS = "requests LEFT JOIN gone_on USING (conversation, position, attempt)"
 COLUMNS = {"turns": 4, "requests": 7, "rejected": 4, "ends": 2, "stops": 4, "reasoning": 4, "gone_on": 4, "reasons": 5}
 PATIENCE = 2.0  # seconds for who only looks into a journal, or for the end of a process that was killed
 ASIDE = "~replaced-"  # in the name of what another journal had more of
@@ -278,11 +281,7 @@ class Journal:
 
     def usage(self) -> dict[str, Usage]:
         """role of the speaker -> what was asked of it, rejected answers included."""
-        rows = self._db.execute(
-            "SELECT role, COUNT(*) + COALESCE(SUM(gone_on.requests), 0), SUM(prompt_tokens), SUM(new_tokens)"
-            " FROM requests LEFT JOIN gone_on USING (conversation, position, attempt)"
-            f" WHERE {self._of} GROUP BY role"
-        )
+        rows = self._db.execute(f"SELECT role, {ASKED} FROM {REQUESTS} WHERE {self._of} GROUP BY role")
         return {role: Usage(*numbers) for role, *numbers in rows}
 
     def interventions(self) -> list[Intervention]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from realm.core.profile import Profile
 from realm.simulation.budget import Ledger, dollars
 from realm.simulation.endings import FAILURES, SimulationError
-from realm.simulation.journal import Journal
+from realm.simulation.journal import ASKED, REQUESTS, SCHEMA, Journal
 from realm.simulation.plan import Shard
 from realm.simulation.records import Usage
 from realm.simulation.run import Work
@@ -51,9 +51,8 @@ def progress(chosen: Profile, seed: int, folder: Path, corpus: str | None = None
             ended |= dict(database.execute("SELECT conversation, reason FROM stops"))
             ended |= dict(database.execute("SELECT conversation, reason FROM ends"))
             # A journal that took over what another holds has it twice: of each conversation the fullest counts.
-            for name, role, *used in database.execute(
-                "SELECT conversation, role, COUNT(*), SUM(prompt_tokens), SUM(new_tokens) FROM requests GROUP BY 1, 2"
-            ):
+            of_each = database.execute(f"SELECT conversation, role, {ASKED} FROM {REQUESTS} GROUP BY 1, 2")
+            for name, role, *used in of_each:
                 paid[name, role] = max(Usage(*used), paid.get((name, role), Usage()))
     usage: dict[str, Usage] = {}
     for (_, role), used in paid.items():
@@ -86,6 +85,8 @@ def _copied(path: Path) -> Iterator[sqlite3.Connection]:
                 break
         try:
             with contextlib.closing(sqlite3.connect(copy)) as database:
+                for table in SCHEMA:  # one of an earlier version lacks some
+                    database.execute(table)
                 yield database
         except sqlite3.DatabaseError as error:
             raise SimulationError(f"{path}: cannot be read at this moment ({error}); ask again") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,7 @@ from realm.conversations.conversation import Conversation
 from realm.core import profile
 from realm.core.errors import exit_code, note
 from realm.core.files import make_folder
-from realm.core.profile import Endpoint, Profile, load_profile, run_folder
-from realm.core.secrets import register_secret
+from realm.core.profile import Endpoint, Profile, profile_and_folder
 from realm.dialogue.encoder import encoder_of
 from realm.dialogue.format import ChatFormat
 from realm.models import assets
@@ -281,9 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _dispatch(given: argparse.Namespace) -> None:
-    chosen, folder = load_profile(given.profile), run_folder(given.profile)
-    for endpoint in chosen.endpoints().values():
-        register_secret(os.environ.get(endpoint.api_key_env or ""))
+    chosen, folder = profile_and_folder(given.profile)
     make_folder(folder / STAGE_FOLDER)  # before anything else: a place that cannot be written names its variable
     shard = Shard.parse(given.shard) if given.shard else None
     for corpus in (None, *chosen.corpora()) if given.beside else (given.corpus,):
