@@ -17,12 +17,12 @@ import yaml
 from realm import pins
 from realm.core.files import REPOSITORY
 from realm.pipeline.stages import STAGES
-from realm.reporting import report
+from realm.reporting import reference, report
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 LIBRARY = REPOSITORY / "lib" / "realm"
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-NO_REFERENCE = pytest.mark.skipif(not report.REFERENCE_METRICS.exists(), reason="no reference run is published yet")
+NO_REFERENCE = pytest.mark.skipif(not reference.REFERENCE_METRICS.exists(), reason="no reference run is published yet")
 
 
 # ---------------------------------------------------------------- notebooks
@@ -155,7 +155,7 @@ def test_every_path_the_readme_names_exists():
     paths = named_paths()
     assert {"notebooks/01_data_inspection.ipynb", "lib/realm/", "cluster/job.sh", "run_all.sh"} <= set(paths)
     missing = [p for p in paths if not any((place / p).exists() for place in places)]
-    assert [p for p in missing if report.REFERENCE_METRICS.exists() or not p.startswith("figures/")] == []
+    assert [p for p in missing if reference.REFERENCE_METRICS.exists() or not p.startswith("figures/")] == []
 
 
 def options(text):
@@ -204,17 +204,17 @@ def test_the_results_are_those_of_the_reference_run():
 
 @NO_REFERENCE
 def test_the_reference_run_is_whole():
-    joined = json.loads(report.REFERENCE_METRICS.read_text(encoding="utf-8"))
+    joined = json.loads(reference.REFERENCE_METRICS.read_text(encoding="utf-8"))
     assert list(joined) == [s.folder for s in STAGES]
     assert len({stage["manifest"]["seed"] for stage in joined.values()}) == 1
-    assert set(report.HEADLINES) <= set(report.reference_metrics())
+    assert set(report.HEADLINES) <= set(reference.reference_metrics())
 
 
 @pytest.mark.skipif(
-    not report.reference_metrics_path(report.LONG_PROFILE).exists(), reason="no longer run is published yet"
+    not reference.reference_metrics_path(reference.LONG_PROFILE).exists(), reason="no longer run is published yet"
 )
 def test_the_longer_run_has_what_the_readme_quotes():
-    assert set(report.LONG_HEADLINES) <= set(report.reference_metrics(report.LONG_PROFILE))
+    assert set(report.LONG_HEADLINES) <= set(reference.reference_metrics(reference.LONG_PROFILE))
 
 
 def test_every_figure_has_its_numbers():

@@ -14,10 +14,10 @@ from realm.core.metrics import Metric, Metrics
 from realm.core.profile import load_profile
 from realm.models.full_scale import plan
 from realm.pipeline.stages import STAGES
-from realm.reporting import report
+from realm.reporting import reference
 from realm.reporting.full_scale import inputs
 
-REFERENCE = pytest.mark.skipif(not report.REFERENCE_METRICS.exists(), reason="no reference run is published yet")
+REFERENCE = pytest.mark.skipif(not reference.REFERENCE_METRICS.exists(), reason="no reference run is published yet")
 SIZES, TARGET = np.repeat([6e3, 18e3, 54e3], 2), 1e6
 
 
@@ -96,7 +96,7 @@ def test_three_profiles_differ_in_all_that_is_scaled(tmp_path):
 
 @REFERENCE
 def test_every_stage_says_what_it_worked_through_and_the_plan_what_the_paper_would():
-    joined = json.loads(report.REFERENCE_METRICS.read_text(encoding="utf-8"))
+    joined = json.loads(reference.REFERENCE_METRICS.read_text(encoding="utf-8"))
     profile, paper = load_profile("cpu"), load_profile("paper")
     figures = {(f.stage, f.what): f for f in plan(inputs(paper))}
     for stage in STAGES:

@@ -20,7 +20,7 @@ from realm.evaluation import published
 from realm.models import assets, estimate, workload
 from realm.models.architecture import PUBLISHED, Architecture, UnknownArchitecture, architecture
 from realm.pipeline.commands import main
-from realm.reporting.report import REFERENCE_METRICS
+from realm.reporting.reference import REFERENCE_METRICS
 from realm.training.base import add_adapter, load_base
 from realm.training.loss import supervised_nll
 from realm.training.rows import collate

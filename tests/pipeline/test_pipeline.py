@@ -1,3 +1,4 @@
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -190,6 +191,7 @@ print(json.dumps(found))
 READ_BY = {
     "models/model_card.md.j2": "realm.models.model_card",
     "simulation/data_card.md.j2": "realm.simulation.export",
+    "pipeline/kernel.json": "realm.pipeline.lab",
     "reporting/report.html.j2": "realm.reporting.report",
     "evaluation/metric_names.yaml": "realm.evaluation.names",
     "evaluation/published/paper.yaml": "realm.evaluation.published",
@@ -199,12 +201,15 @@ READ_BY = {
 
 
 def really_imported():
-    """Stage -> modules of the library that Python itself holds after the notebook's import cell."""
+    """Stage -> modules of the library that Python itself holds after all of the notebook's imports."""
     lines = []
     for stage in STAGES:
         book = nbformat.read(REPOSITORY / "notebooks" / f"{stage.notebook}.ipynb", as_version=4)
-        cell = next(c.source for c in book.cells if c.cell_type == "code" and "from realm" in c.source)
-        lines.append(json.dumps([stage.number, cell.split("\nrun = ")[0]]))
+        cells = (c.source for c in book.cells if c.cell_type == "code")
+        flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        nodes = (node for cell in cells for node in ast.walk(compile(cell, stage.notebook, "exec", flags)))
+        found = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        lines.append(json.dumps([stage.number, "\n".join(found)]))
     words = [sys.executable, "-W", "ignore", "-c", REALLY_IMPORTED]
     done = subprocess.run(words, input="\n".join(lines), capture_output=True, text=True, check=True)
     return {number: set(modules) for number, modules in json.loads(done.stdout.splitlines()[-1]).items()}

@@ -9,9 +9,9 @@ from realm.core.files import ArtefactError
 from realm.core.profile import load_profile
 from realm.models.full_scale import plan
 from realm.pipeline.commands import main
-from realm.reporting import full_scale, report
+from realm.reporting import full_scale, reference
 
-pytestmark = pytest.mark.skipif(not report.REFERENCE_METRICS.exists(), reason="no reference run is published yet")
+pytestmark = pytest.mark.skipif(not reference.REFERENCE_METRICS.exists(), reason="no reference run is published yet")
 ORDERS = {"": 1.0, " T": 1e12, " G": 1e9, " M": 1e6}
 NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?"
 TERM = re.compile(rf"({NUMBER})( [TGM](?=\s|$))?(?: to ({NUMBER})( [TGM](?=\s|$))?)?")
@@ -75,7 +75,7 @@ def test_only_what_is_between_the_markers_is_written_anew(monkeypatch, tmp_path)
 
 
 def test_every_ratio_has_a_source_that_is_there():
-    known = set(report.reference_metrics())
+    known = set(reference.reference_metrics())
     for ratio in full_scale.ratios(load_profile("paper")).values():
         assert math.isfinite(ratio.value) and ratio.value > 0
         kind, _, place = ratio.source.partition(": ")
@@ -95,6 +95,6 @@ def test_the_dry_run_of_profile_paper_prints_it(monkeypatch, tmp_path, capsys):
 
 
 def test_without_a_reference_run_the_dry_run_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "REFERENCE_METRICS", tmp_path / "reference_metrics.json")
+    monkeypatch.setattr(reference, "REFERENCE_METRICS", tmp_path / "reference_metrics.json")
     [line] = full_scale.dry_run(load_profile("paper"), None).splitlines()
     assert line.startswith(f"{full_scale.HEADING}: cannot be computed: ") and "missing" in line

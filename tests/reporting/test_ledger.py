@@ -5,11 +5,11 @@ import pytest
 from realm.core.files import REPOSITORY
 from realm.core.metrics import PUBLISHED, Metric
 from realm.evaluation.claims import Claim, judge_all, load_claims
-from realm.reporting import ledger, report
+from realm.reporting import ledger, reference, report
 
 GAP, AFTER, BEFORE = (f"user_turn_perplexity_{n}" for n in ("difference", "after", "before"))
 MT_BENCH = "mt_bench_published_overall"
-PROFILES = [p for p in ("cpu", "cpu-long") if report.reference_metrics_path(p).exists()]
+PROFILES = [p for p in ("cpu", "cpu-long") if reference.reference_metrics_path(p).exists()]
 
 
 def claims(**rules):

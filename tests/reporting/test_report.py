@@ -5,7 +5,7 @@ import pytest
 from realm.core.files import ArtefactError, write_json
 from realm.core.metrics import PUBLISHED, Metrics, number
 from realm.evaluation.claims import judge_all, load_claims
-from realm.reporting import report
+from realm.reporting import reference, report
 
 STAGES = [
     {"number": "01", "notebook": "01_data_inspection", "folder": "01_data", "seconds": 60.0},
@@ -41,7 +41,7 @@ def run_folder(tmp_path):
 @pytest.fixture
 def repository(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(report, "REFERENCE_METRICS", tmp_path / "figures" / "reference_metrics.json")
+    monkeypatch.setattr(reference, "REFERENCE_METRICS", tmp_path / "figures" / "reference_metrics.json")
     (tmp_path / "README.md").write_text(f"# Title\n{report.README_BEGIN}\nold\n{report.README_END}\nafter\n")
     return tmp_path
 

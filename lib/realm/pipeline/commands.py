@@ -22,7 +22,8 @@ from realm.pipeline.runner import run_lock, run_stage
 from realm.pipeline.stages import Stage, stage_by_number
 from realm.pipeline.tidy import tidy
 from realm.reporting import full_scale
-from realm.reporting.report import REFERENCE_PROFILE, publish, write_report
+from realm.reporting.reference import REFERENCE_PROFILE
+from realm.reporting.report import publish, write_report
 from realm.serving.words import in_few
 
 CHECKED = "checks of counts, lengths, memory, keys and programs; found:"

@@ -22,7 +22,7 @@ from realm.conversations.conversation import Conversation, Message
 from realm.core.files import read_json
 from realm.core.metrics import Metrics, interval, number
 from realm.core.profile import profile_path
-from realm.reporting.report import REFERENCE_PROFILE, reference_metrics_path
+from realm.reporting.reference import REFERENCE_PROFILE, reference_metrics_path
 
 COLORS = {"user": "#D6E9F5", "assistant": "#F0F0F0", "system": "#FFF4D6"}
 NAMES = {"user": "human"}

@@ -17,12 +17,8 @@ from realm.models import estimate, full_scale
 from realm.models.architecture import UnknownArchitecture
 from realm.models.full_scale import Figure, Inputs, Ratio
 from realm.models.workload import PAPER_SEGMENTS
-from realm.reporting.report import (
-    REFERENCE_PROFILE,
-    reference_metrics,
-    reference_metrics_path,
-    write_between,
-)
+from realm.reporting.reference import REFERENCE_PROFILE, reference_metrics, reference_metrics_path
+from realm.reporting.report import write_between
 
 README = REPOSITORY / "cluster" / "README.md"
 BEGIN, END = "<!-- full-scale plan: begin -->", "<!-- full-scale plan: end -->"

@@ -20,7 +20,8 @@ from realm.core.errors import exit_code, tell
 from realm.core.files import REPOSITORY, ArtefactError, read_json
 from realm.reporting import full_scale
 from realm.reporting.drawing import PLAIN, ROOMS, Drawn, Note, read_table, write_png
-from realm.reporting.report import REFERENCE_METRICS, write_readme_block
+from realm.reporting.reference import REFERENCE_METRICS
+from realm.reporting.report import write_readme_block
 
 PARTS = (".png", ".csv", ".json")
 OTHERS = {REFERENCE_METRICS.name}

@@ -16,10 +16,13 @@ from realm.core.metrics import PUBLISHED, Metric, Metrics, interval, number
 from realm.evaluation.claims import Judged, judge_all, load_claims
 from realm.evaluation.names import readable
 from realm.reporting import ledger
+from realm.reporting.reference import (
+    LONG_PROFILE,
+    REFERENCE_PROFILE,
+    reference_metrics,
+    reference_metrics_path,
+)
 
-REFERENCE_METRICS = REPOSITORY / "figures" / "reference_metrics.json"
-REFERENCE_PROFILE = "cpu"  # its run fills figures/ itself; a run of another profile has a folder there
-LONG_PROFILE = "cpu-long"
 README_BEGIN, README_END = "<!-- results: begin -->", "<!-- results: end -->"
 # What the README quotes, in order: metric -> words. Of both runs:
 TEACHES = {
@@ -152,12 +155,6 @@ def _metric_view(metric: Metric) -> dict[str, str]:
     }
 
 
-def reference_metrics_path(profile: str) -> Path:
-    """Where the published run of a profile has its metrics, and beside them its figures."""
-    folder = REFERENCE_METRICS.parent
-    return (folder if profile == REFERENCE_PROFILE else folder / profile) / REFERENCE_METRICS.name
-
-
 def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
     """Make a run a reference: figures of its finished stages with their numbers and notes, their metrics with
     manifests, the README's block. Figures that these stages no longer draw go."""
@@ -183,12 +180,6 @@ def publish(run_folder: Path, stages: list[dict[str, Any]]) -> None:
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
     write_readme_block(REPOSITORY / "README.md")
-
-
-def reference_metrics(profile: str = REFERENCE_PROFILE) -> dict[str, Metric]:
-    """All metrics of the committed run of a profile by name. Raises ArtefactError if there is none."""
-    joined = read_json(reference_metrics_path(profile))
-    return {r["name"]: Metric(**r) for stage in joined.values() for r in stage["metrics"]}
 
 
 def reference_verdicts() -> dict[str, list[Judged]]:
