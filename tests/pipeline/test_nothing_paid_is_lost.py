@@ -271,6 +271,14 @@ OTHER = {
     "simulation.budget.requests": 10_000,
     "simulation.budget.tokens": 10_000_000,
     "simulation.budget.dollars": 1000.0,
+    "cluster.gpus": 2,
+    "cluster.cpus": 8,
+    "cluster.memory": "64G",
+    "cluster.time": "8:00:00",
+    "cluster.options": ["--exclusive"],
+    "cluster.setup": ["module load cuda"],
+    "cluster.at_once": 2,
+    "cluster.stages": {"03_simulation": {"cpus": 4}},
 }
 BY_NAME = {
     "supervise": "both",
@@ -297,6 +305,8 @@ BY_NAME = {
     "extra_body": {"repetition_penalty": 1.1},
     "beside": {},
     "own_split": {"train_share": 0.5, "seed": 1},
+    "gpu_memory_share": 0.4,
+    "start_seconds": 900.0,
 }
 PRICE = {"prompt": 1.0, "completion": 1.0}
 
