@@ -207,14 +207,14 @@ def test_tidy_says_that_there_is_nothing(tmp_path):
 
 @FITTING
 def test_figures_are_drawn_from_numbers_alone(tmp_path):
-    """In a copy without runs, data, models or network: PNGs and README's block come back as they were."""
+    """In a copy without runs, data, models or network: PNGs and both READMEs' blocks come back as they were."""
     for name in ("run_all.sh", "README.md", "claims.yaml", "requirements.lock"):
         shutil.copy(REPOSITORY / name, tmp_path)
-    for name in ("lib", "figures"):
+    for name in ("lib", "figures", "cluster", "profiles"):
         left = shutil.ignore_patterns("__pycache__", "*.egg-info", "01_*", "04_*", "06_*")  # a few are enough
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=left)
     readme, pictures = tmp_path / "README.md", sorted((tmp_path / "figures").rglob("*.png"))
-    before = readme.read_text()
+    before, plan = readme.read_text(), (tmp_path / "cluster" / "README.md").read_text()
     head, rest = before.split(report.README_BEGIN)
     readme.write_text(f"{head}{report.README_BEGIN}\nold\n{report.README_END}{rest.split(report.README_END)[1]}")
     for picture in pictures:
@@ -225,7 +225,7 @@ def test_figures_are_drawn_from_numbers_alone(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(pictures)} of {len(pictures)} figures drawn anew" in done.stdout
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
-    assert readme.read_text() == before
+    assert readme.read_text() == before and (tmp_path / "cluster" / "README.md").read_text() == plan
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
     pictures[0].with_suffix(".json").unlink()
     failed = run_all("--figures", script=tmp_path / "run_all.sh", PYTHONPATH=str(tmp_path / "lib"), **closed, **places)
