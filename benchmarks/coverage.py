@@ -3,12 +3,14 @@
 Gaussian vectors with the spectrum of MiniLM embeddings (the eigenvalues of 848 human openings' covariance,
 ``results/minilm_spectrum.csv``), turned at random; simulators are shifted. What an interval should hold is the mean of
 the statistic over samples of its size. Beside the two-sample test stands the way before it: a mean of AUCs by logistic
-regression with the interval of the averaged ranks, stretched to hold it.
+regression with the interval of the averaged ranks, stretched to hold it. All other statistics: ``coverage_turns.py``.
+Called again, it simulates only what ``results/coverage.csv`` has not yet; ``--anew`` begins again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks import coverage_turns
+from benchmarks.coverage_turns import Way
 from realm.evaluation.embedding_distance import density_coverage, embedding_distance
 from realm.evaluation.measure import Measure
 from realm.evaluation.two_sample import difference, human_floor, two_sample
@@ -79,37 +83,54 @@ def dense(rng: np.random.Generator, n: int, shift: float) -> Measure:
     return density_coverage(drawn(rng, n), drawn(rng, n, shift))[0]
 
 
-# Statistic: how it is simulated, and for how many a side.
-WAYS: dict[str, tuple[Callable[[np.random.Generator, int, float], Measure], tuple[int, ...]]] = {
-    "two-sample AUC": (tested, (64, 400)),
-    "two-sample AUC, ranks averaged and stretched": (tested_before, (64, 400)),
-    "difference of two AUCs": (compared, (64,)),
-    "human floor": (halved, (64,)),
-    "energy distance": (apart, (64,)),
-    "density": (dense, (64,)),
-    "coverage of humans": (covered, (64,)),
+ALIKE = {n: {"alike": 0.0} for n in SHIFTS}
+# Statistic: how it is simulated, for how many a side, and in which settings.
+WAYS: dict[str, Way] = {
+    "two-sample AUC": Way(tested, SHIFTS),
+    "two-sample AUC, ranks averaged and stretched": Way(tested_before, SHIFTS),
+    "difference of two AUCs": Way(compared, {64: SHIFTS[64]}),
+    "human floor": Way(halved, {64: ALIKE[64]}),
+    "energy distance": Way(apart, {64: SHIFTS[64]}),
+    "density": Way(dense, {64: SHIFTS[64]}),
+    "coverage of humans": Way(covered, {64: SHIFTS[64]}),
+    **coverage_turns.WAYS,
 }
 
 
 def simulate(statistic: str, n: int, setting: str, count: int = SIMULATIONS) -> pd.DataFrame:
-    """A line a simulation: value, limits, and the mean of the values, which the limits should hold."""
-    way, shift = WAYS[statistic][0], SHIFTS[n][setting]
-    streams = [np.random.default_rng([n, round(100 * shift), i]) for i in range(count)]
-    table = pd.DataFrame(vars(m) for m in Parallel(cpu_count())(delayed(way)(s, n, shift) for s in streams))
-    held = (table.ci_low <= table.value.mean()) & (table.value.mean() <= table.ci_high)
+    """A line a simulation: value, limits, and whether they hold what they should: the way's truth, or where none can be
+    said the mean of the values."""
+    way = WAYS[statistic]
+    value = way.settings[n][setting]
+    streams = [np.random.default_rng([n, round(100 * value), i]) for i in range(count)]
+    table = pd.DataFrame(vars(m) for m in Parallel(cpu_count())(delayed(way.run)(s, n, value) for s in streams))
+    truth = way.truth(n, value) if way.truth else table.value.mean()
+    held = (table.ci_low <= truth) & (truth <= table.ci_high)
     table = table.assign(held=held.astype(int)).drop(columns="n").round(5)
-    print(f"{statistic}, {n} + {n}, {setting}={held.mean():.3f} (mean {table.value.mean():.3f})", flush=True)
+    print(f"{statistic}, n = {n}, {setting}={held.mean():.3f} (should hold {truth:.3f})", flush=True)
     told = {"statistic": statistic, "a_side": n, "setting": setting, "repetition": range(count)}
     return table.assign(**told)[[*told, *table.columns]]
 
 
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """A line a statistic, size and setting: the share of intervals that hold, and how far off that may be by chance."""
+    keys = ["statistic", "a_side", "setting"]
+    found = table.groupby(keys, sort=False).held.agg(["mean", "count"]).reset_index()
+    found["within"] = [1.96 * math.sqrt(p * (1 - p) / n) for p, n in zip(found["mean"], found["count"], strict=True)]
+    return found.rename(columns={"mean": "coverage", "count": "simulations"}).round(3)
+
+
 def main() -> None:
-    settings = [(name, n, of) for name, (_, sizes) in WAYS.items() for n in sizes for of in SHIFTS[n]]
-    tables = []
-    for each in settings:
-        if each[0] != "human floor" or each[2] == "alike":
-            tables.append(simulate(*each))
-            pd.concat(tables).to_csv(RESULTS, index=False)  # an hour's work is not lost with its last minute
+    parser = argparse.ArgumentParser(description="How often 95 % intervals hold what they are of.")
+    parser.add_argument("--anew", action="store_true", help="simulate also what is there already")
+    anew = parser.parse_args().anew
+    table = pd.DataFrame(columns=["statistic", "a_side", "setting"]) if anew else pd.read_csv(RESULTS)
+    there = set(zip(table.statistic, table.a_side, table.setting, strict=True))
+    wanted = [(name, n, of) for name, way in WAYS.items() for n, settings in way.settings.items() for of in settings]
+    for each in (one for one in wanted if one not in there):
+        table = pd.concat([table, simulate(*each)]) if len(table) else simulate(*each)
+        table.to_csv(RESULTS, index=False)  # an hour's work is not lost with its last minute
+    print(summary(table).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import copy
 import gc
 import json
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -625,6 +626,36 @@ def test_likelihood_does_not_depend_on_batches_or_order(folder, tokenizer, rows,
     assert backwards.ids == usual.ids[::-1]
     assert backwards.nll[::-1] == pytest.approx(usual.nll, rel=1e-5)
     assert small.nll == pytest.approx(usual.nll, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batches_that_cores_score_side_by_side_are_those_of_one_core(folder, tokenizer, rows, monkeypatch, training):
+    """And the model, its hooks and the number of threads are as before, also where a batch fails."""
+    model = stirred(fresh_model(sft(folder))).train(training)
+    monkeypatch.setattr(likelihood_room, "EVAL_BATCH_TOKENS", 60)
+    alone = likelihood(model, rows, tokenizer, "one core")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    at_once, most = [], []
+
+    def seen(*arguments):
+        at_once.append(1)
+        most.append(len(at_once))
+        time.sleep(0.01)
+        try:
+            return nll_of_rows(*arguments)
+        finally:
+            at_once.pop()
+
+    nll_of_rows = likelihood_room._nll_of_rows
+    monkeypatch.setattr(likelihood_room, "_nll_of_rows", seen)
+    together = likelihood(model, rows, tokenizer, "three cores")
+    assert max(most) == 3 and together.nll.tolist() == alone.nll.tolist()
+    monkeypatch.setattr(likelihood_room, "_nll_of_rows", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        likelihood(model, rows, tokenizer, "fails")
+    monkeypatch.undo()
+    assert model.training is training and not model.get_output_embeddings()._forward_pre_hooks
+    torch.set_num_threads(1)
 
 
 def test_likelihood_leaves_out_rows_without_supervision_and_refuses_none(folder, tokenizer, rows):

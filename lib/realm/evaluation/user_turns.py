@@ -6,6 +6,7 @@ told to play a user, and whatever was trained. Perplexity is over tokens; bits p
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from realm.evaluation.intervals import bootstrap
 from realm.evaluation.perplexity import difference_row, perplexity_row
 from realm.evaluation.several import SURE, by_holm
 from realm.simulation.simulators import ROLEPLAY
-from realm.training.likelihood import held_out_batches
+from realm.training.likelihood import scored
 from realm.training.loss import supervised_logits
 
 BITS = math.log(2)
@@ -106,7 +107,6 @@ def as_roleplay(conversation: Conversation) -> Conversation:
     return Conversation(conversation.id, tuple(ROLEPLAY.messages(conversation.messages)), conversation.meta)
 
 
-@torch.inference_mode()
 def score_turns(
     model: torch.nn.Module, conversations: Sequence[Conversation], encoder: Encoder, desc: str, roleplay: bool = False
 ) -> TurnScores:
@@ -137,19 +137,25 @@ def _scored(model, rows, encoder: Encoder, end: int, desc: str) -> tuple[np.ndar
     starts = [_turn_starts(row.labels) for row in rows]
     first = np.cumsum([0, *map(len, starts)])
     nll, tokens, end_logp = (np.zeros(first[-1]) for _ in range(3))
-    for indices, batch in held_out_batches(model, rows, encoder.tokenizer, desc):
-        logits, targets, owner, column = supervised_logits(model, batch)
-        norm = torch.logsumexp(logits.float(), dim=-1)  # no second array of the logits' size
-        losses = (norm - logits.gather(1, targets[:, None]).squeeze(1)).double().cpu().numpy()
-        ends = (logits[:, end] - norm).double().cpu().numpy()
+    of_batch = functools.partial(_of_batch, end=end)
+    for indices, (losses, ends, owner, column) in scored(model, rows, encoder.tokenizer, desc, of_batch):
         for place, i in enumerate(indices):
-            mine = (owner == place).cpu().numpy()
-            turn = np.searchsorted(starts[i], column.cpu().numpy()[mine], side="right") - 1
+            mine = owner == place
+            turn = np.searchsorted(starts[i], column[mine], side="right") - 1
             np.add.at(nll, first[i] + turn, losses[mine])
             np.add.at(tokens, first[i] + turn, 1)
-            opening = np.searchsorted(column.cpu().numpy()[mine], starts[i])
+            opening = np.searchsorted(column[mine], starts[i])
             end_logp[first[i] : first[i + 1]] = ends[mine][opening]
     return nll, tokens, end_logp
+
+
+def _of_batch(model: torch.nn.Module, batch: dict[str, torch.Tensor], end: int) -> tuple[np.ndarray, ...]:
+    """Per supervised token: nll, log-probability of ``end`` in its place, its row, its column."""
+    logits, targets, owner, column = supervised_logits(model, batch)
+    norm = torch.logsumexp(logits.float(), dim=-1)  # no second array of the logits' size
+    losses = (norm - logits.gather(1, targets[:, None]).squeeze(1)).double()
+    ends = (logits[:, end] - norm).double()
+    return tuple(t.cpu().numpy() for t in (losses, ends, owner, column))
 
 
 def _turn_starts(labels: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ there alone, and tokens after the last supervised one are cut. Neither changes t
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -38,8 +39,11 @@ def supervised_logits(
 def _head_at(model: torch.nn.Module, wanted: torch.Tensor) -> Iterator[None]:
     """The output head gets the hidden states at ``wanted``, (B, T - 1), as (N, hidden): its logits are (N, V)."""
     # By a hook, because a call around the model's own forward would pass by what wraps it: DDP, FSDP, autocast.
-    head = getattr(model, "module", model).get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :-1][wanted],))
+    # Threads may share a model, each with a batch and a hook of its own.
+    head, mine = getattr(model, "module", model).get_output_embeddings(), threading.get_ident()
+    handle = head.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][:, :-1][wanted],) if threading.get_ident() == mine else None
+    )
     try:
         yield
     finally:
