@@ -125,7 +125,7 @@ check() { "$PYTHON" -m realm.pipeline --profile "$PROFILE" --check "$@" ${FORCE[
 [ -n "$TEST" ] || check --from "$FROM" ${ONLY:+--stage "$ONLY"}            # what cannot run stops here, before it costs
 "$PYTHON" -m realm.models.assets --quiet --profile "$PROFILE"              # data and models: fetched once, verified each time
 if [ -n "$TEST" ]; then
-  exec "$PYTHON" -m pytest
+  exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 fi
 
 

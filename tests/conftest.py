@@ -19,6 +19,16 @@ from realm.simulation import engine
 settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("tests")
 
+# Minutes each: begun last, they would keep one process at work while the others are done.
+LONGEST = ("test_browser.py", "test_slurm.py", "test_smoke_run.py", "test_killed_run.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; otherwise as they were."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 # No line break: like SentencePiece, the second tokenizer must spell it in bytes.
 SENTENCES = [
