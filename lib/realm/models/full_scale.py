@@ -245,11 +245,10 @@ def _served(given: Inputs, user: Endpoint, asked: Figure, said: Figure) -> Itera
     named = ((makes, "generating"), (reads, "reading"), (waits, "waiting for the responder"))
     held = Figure("03", "GPU hours", "h", tuple(f.as_part(words) for f, words in named), adds=True, grows=True)
     yield held
-    shards = math.ceil(held.ends[1] / SHARD_HOURS)
-    yield Figure("03", "shards, a GPU each", "shards", (Part(shards, f"jobs of {SHARD_HOURS:.0f} h at most"),))
-    yield Figure(
-        "03", "conversations a shard", "conversations", (given.part("talks"), Part(shards, "shards", divides=True))
-    )
+    fewest = math.ceil(held.ends[1] / SHARD_HOURS)
+    yield Figure("03", "fewest shards, a GPU each", "shards", (Part(fewest, f"jobs of {SHARD_HOURS:.0f} h at most"),))
+    shards = Part(given.profile.cluster.shards, "shards of the profile", divides=True)
+    yield Figure("03", "conversations a shard", "conversations", (given.part("talks"), shards))
 
 
 def _money(stage: str, who: str, sent: Figure, made: Figure, price: Price) -> Figure:
