@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from realm.evaluation.lessons import called
 from realm.evaluation.teaching import BASE, EQUAL_TOKENS, REALCHAT
@@ -16,13 +17,19 @@ COLORS = {REALCHAT: OURS, "humans": SECOND}
 @redrawable
 def teaching(table: pd.DataFrame, title: str) -> Drawn:
     """Paired differences of perplexity with their intervals: each student minus the base model, students minus each
-    other, and parts of RealChat minus the base model. ``table``: as ``lessons.differences_table`` gives it.
+    other, and, where there are several, parts of RealChat minus the base model. ``table``: as
+    ``lessons.differences_table`` gives it.
     """
     of_base, fair = table.other == BASE, table.way.isin(("", EQUAL_TOKENS))
-    figure, (gains, pairs, parts) = plt.subplots(1, 3, figsize=(12, 3.6), width_ratios=(3, 3, 2))
-    _differences(gains, table[of_base & fair], "What did it teach? Minus the untrained base model")
-    _differences(pairs, table[~of_base & fair], "Who teaches better? One student minus the other")
-    _parts(parts, table[of_base & (table.one == REALCHAT) & (table.way != EQUAL_TOKENS)].sort_values("conversations"))
+    sizes = table[of_base & (table.one == REALCHAT) & (table.way != EQUAL_TOKENS)].sort_values("conversations")
+    widths = (3, 3, 2) if len(sizes) > 1 else (3, 3)
+    figure, (gains, pairs, *parts) = plt.subplots(
+        1, len(widths), figsize=(1.5 * sum(widths) + 0.5, 3.6), width_ratios=widths
+    )
+    _differences(gains, table[of_base & fair], "What did it teach?\nEach minus the untrained base model")
+    _differences(pairs, table[~of_base & fair], "Who teaches better?\nOne student minus the other")
+    for axes in parts:
+        _parts(axes, sizes)
     figure.suptitle(title)
     note = f"95 % bootstrap intervals of paired differences over {table.n.max()} held-out conversations"
     figure.supxlabel(f"{note}; filled: equal conversations, hollow: equal supervised tokens", fontsize=9)
@@ -47,6 +54,7 @@ def _differences(axes: Axes, table: pd.DataFrame, title: str) -> None:
     axes.set_yticks(range(len(lines)), names)
     axes.set_ylim(max(len(lines), 1) - 0.5, -0.5)
     axes.set_title(title, fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_xlabel("difference of perplexity\n← left of 0: the first is better", fontsize=9)
 
 
@@ -55,6 +63,6 @@ def _parts(axes: Axes, rows: pd.DataFrame) -> None:
     reach = [rows.difference - rows.ci_low, rows.ci_high - rows.difference]
     axes.errorbar(rows.conversations, rows.difference, reach, color=OURS, marker="o", capsize=4)
     axes.set_xlim(left=0)
-    axes.set_title("Does more RealChat teach more?", fontsize=10)
+    axes.set_title("Does more RealChat\nteach more?", fontsize=10)
     axes.set_xlabel("conversations of RealChat", fontsize=9)
     axes.set_ylabel("minus the base model", fontsize=9)
