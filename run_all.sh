@@ -125,7 +125,10 @@ check() { "$PYTHON" -m realm.pipeline --profile "$PROFILE" --check "$@" ${FORCE[
 [ -n "$TEST" ] || check --from "$FROM" ${ONLY:+--stage "$ONLY"}            # what cannot run stops here, before it costs
 "$PYTHON" -m realm.models.assets --quiet --profile "$PROFILE"              # data and models: fetched once, verified each time
 if [ -n "$TEST" ]; then
-  exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+  # A file a process, the cores shared out: threads of two processes on one core would wait for each other, spinning.
+  cores=$(nproc) workers=$(($(nproc) < 4 ? $(nproc) : 4))
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / workers))}"
+  exec "$PYTHON" -m pytest --numprocesses "$workers" --dist loadfile --no-loadscope-reorder
 fi
 
 
