@@ -58,8 +58,8 @@ def scored(
     score: Callable[[torch.nn.Module, dict[str, torch.Tensor]], Scores],
 ) -> Iterator[tuple[list[int], Scores]]:
     """Indices of rows of similar length, and what ``score`` says of their batch; the model in evaluation mode, without
-    gradients. On a CPU each core has a batch of its own: two that share one wait for each other at every layer, which
-    took 1.6 times as long.
+    gradients. On a CPU each core has a batch of its own: two that share one wait for each other at every layer
+    (``python -m benchmarks.evaluation``).
     """
     device, pad_id = next(model.parameters()).device, padding_of(tokenizer)
     require_fit(model, rows)
