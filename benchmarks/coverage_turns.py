@@ -46,7 +46,10 @@ def _seed(rng: np.random.Generator) -> int:
 
 
 def real(name: str) -> pd.DataFrame:
-    return pd.read_csv(RESULTS / f"{name}.csv")
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        raise SystemExit(f"{path}: missing; run `python -m benchmarks.coverage_nll runs/cpu-long` first")
+    return pd.read_csv(path)
 
 
 def _drawn(name: str, rng: np.random.Generator, n: int) -> pd.DataFrame:
