@@ -126,7 +126,8 @@ check() { "$PYTHON" -m realm.pipeline --profile "$PROFILE" --check "$@" ${FORCE[
 "$PYTHON" -m realm.models.assets --quiet --profile "$PROFILE"              # data and models: fetched once, verified each time
 if [ -n "$TEST" ]; then
   # A file a process, the cores shared out: threads of two processes on one core would wait for each other, spinning.
-  cores=$(nproc) workers=$(($(nproc) < 4 ? $(nproc) : 4))
+  cores=$(nproc)
+  workers=$((cores < 4 ? cores : 4))
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / workers))}"
   exec "$PYTHON" -m pytest --numprocesses "$workers" --dist loadfile --no-loadscope-reorder
 fi

@@ -48,7 +48,7 @@ def _seed(rng: np.random.Generator) -> int:
 def real(name: str) -> pd.DataFrame:
     path = RESULTS / f"{name}.csv"
     if not path.exists():
-        raise SystemExit(f"{path}: missing; run `python -m benchmarks.coverage_nll runs/cpu-long` first")
+        raise FileNotFoundError(f"{path}: missing; run `python -m benchmarks.coverage_nll runs/cpu-long` first")
     return pd.read_csv(path)
 
 

@@ -46,7 +46,8 @@ def answered(address: str, lab: subprocess.Popen, until: float) -> None:
             return
         except OSError:
             time.sleep(0.5)
-    raise SystemExit(f"JupyterLab is not there: see {lab.args[0].parent / 'lab.log'}")
+    said = (lab.args[0].parent / "lab.log").read_text(encoding="utf-8")
+    raise SystemExit(f"JupyterLab is not there; the last that was said: {said[-2_000:]}")
 
 
 def figure_seen(address: str) -> None:

@@ -27,7 +27,6 @@ from realm.core.profile import load_profile
 KILLS = int(os.environ.get("REALM_KILLS", "3"))
 EXPORTS = ("realchat.jsonl", "realchat.parquet", "realchat_sharegpt.json", "README.md")
 CONCURRENCY = 2
-SEED_OF_TURN = 1
 HARMLESS = itertools.cycle(
     [
         ("responder", "concurrency", 1),
@@ -86,9 +85,7 @@ def finished(folder, values):
 
 
 def asked(servers):
-    """Seeds of what RealChat asked; notebook 03's cell to change and run again asks once more, for nothing it keeps."""
-    seeds = [r.body["seed"] for s in servers for r in s.completions if r.body["max_tokens"] > 1]
-    return [seed for seed in seeds if seed != SEED_OF_TURN]
+    return [r.body["seed"] for s in servers for r in s.completions if r.body["max_tokens"] > 1]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import copy
 import gc
 import json
 import math
+import threading
 import time
 from dataclasses import replace
 
@@ -656,6 +657,18 @@ def test_batches_that_cores_score_side_by_side_are_those_of_one_core(folder, tok
     monkeypatch.undo()
     assert model.training is training and not model.get_output_embeddings()._forward_pre_hooks
     torch.set_num_threads(1)
+
+
+def test_processes_that_share_a_model_score_in_their_own_thread(folder, tokenizer, rows, monkeypatch):
+    """Else each would ask the others for the model's parts in an order of its own, and a GPU belongs to a thread."""
+    model, at_work = fresh_model(sft(folder)), set()
+    nll_of_rows = likelihood_room._nll_of_rows
+    seen = lambda *arguments: at_work.add(threading.get_ident()) or nll_of_rows(*arguments)  # noqa: E731
+    monkeypatch.setattr(likelihood_room, "_nll_of_rows", seen)
+    monkeypatch.setattr(likelihood_room, "sharded", lambda: True, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    likelihood(model, rows, tokenizer, "shared")
+    assert at_work == {threading.get_ident()}
 
 
 def test_likelihood_leaves_out_rows_without_supervision_and_refuses_none(folder, tokenizer, rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from realm.dialogue.encoder import Encoded
-from realm.training.base import TrainingError
+from realm.training.base import TrainingError, sharded
 from realm.training.loss import supervised_nll
 from realm.training.memory import give_back
 from realm.training.rows import Rows, collate, padding_of, progress_bar, require_fit
@@ -63,8 +64,7 @@ def scored(
     """
     device, pad_id = next(model.parameters()).device, padding_of(tokenizer)
     require_fit(model, rows)
-    threads, was_training = torch.get_num_threads(), model.training
-    workers = min(threads, MOST_WORKERS) if device.type == "cpu" else 1
+    was_training = model.training
 
     @torch.no_grad()
     def of(indices: list[int]) -> tuple[list[int], Scores]:
@@ -75,17 +75,32 @@ def scored(
         return indices, found
 
     model.eval()
+    # Which GPU is in use belongs to a thread, and processes that share a model must exchange its parts in one order.
+    here = device.type != "cpu" or sharded()
     try:
         with (
             progress_bar(total=len(rows), desc=desc, unit="conversations") as bar,
-            ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads // workers)) as pool,
+            _side_by_side(1 if here else min(torch.get_num_threads(), MOST_WORKERS)) as each,
         ):
-            for indices, found in pool.map(of, _batches_by_length([len(r.input_ids) for r in rows])):
+            for indices, found in each(of, _batches_by_length([len(r.input_ids) for r in rows])):
                 yield indices, found
                 bar.update(len(indices))
     finally:
-        torch.set_num_threads(threads)  # the number of one thread is what new ones begin with
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def _side_by_side(workers: int) -> Iterator[Callable]:
+    """``map``, its calls in so many threads, the cores shared out among them; of one worker, in this thread."""
+    if workers == 1:
+        yield map
+        return
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads // workers)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # the number of one thread is what new ones begin with
 
 
 def _batches_by_length(lengths: list[int]) -> Iterator[list[int]]:
