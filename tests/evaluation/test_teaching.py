@@ -13,7 +13,7 @@ from realm.core.fine_tunes import Teaching
 from realm.core.metrics import Metrics
 from realm.dialogue.encoder import IGNORED
 from realm.evaluation import teaching
-from realm.evaluation.lessons import add_teaching, differences_table, human_gain_share, lessons_table, verdicts
+from realm.evaluation.lessons import add_teaching, compared_table, differences_table, human_gain_share, lessons_table
 from realm.evaluation.perplexity import perplexity_of
 from realm.evaluation.teaching import Marks, Student, exam_of, marks_of, students, taught
 from realm.reporting.teaching import teaching as draw
@@ -169,8 +169,7 @@ def test_a_planted_better_corpus_comes_out_ahead_and_training_resumes(tmp_path, 
     share = metrics["share_of_human_gain_roleplay"]
     assert share.ci_high < metrics["share_of_human_gain_realchat"].ci_low
     differences = differences_table(metrics, found)
-    told = "RealChat and role-play are told apart: the first is **better**"
-    assert any(told in words for words in verdicts(differences))
+    assert verdict_on(differences, "RealChat", "role-play") == "the first is better"
     table = lessons_table(metrics, found)
     assert list(table.corpus) == ["base", "realchat", "roleplay", "humans"] and "own" in table
     draw(differences, "drawn")
@@ -179,6 +178,11 @@ def test_a_planted_better_corpus_comes_out_ahead_and_training_resumes(tmp_path, 
         marks["roleplay"].of("answers")[0], rel=1e-5
     )
     assert {p: p.stat().st_mtime_ns for p in before} == before  # a second call trains nothing anew
+
+
+def verdict_on(differences, one, other):
+    table = compared_table(differences).set_index(["fair by", "first", "second"])
+    return table.loc[("equal conversations", one, other), "verdict"]
 
 
 def marks_with(nll, tokens):
@@ -211,11 +215,9 @@ def test_identical_corpora_are_not_told_apart(four):
     add_teaching(metrics, found, marks, 5)
     gap = metrics["teaching_difference_roleplay_realchat"]
     assert gap.ci_low < 0 < gap.ci_high
-    told = list(verdicts(differences_table(metrics, found)))
-    assert any("RealChat and role-play **cannot be told apart**" in words for words in told)
-    assert any(
-        "RealChat and the untrained base model are told apart: the first is **better**" in words for words in told
-    )
+    differences = differences_table(metrics, found)
+    assert verdict_on(differences, "RealChat", "role-play") == "cannot be told apart"
+    assert verdict_on(differences, "RealChat", "the untrained base model") == "the first is better"
 
 
 def test_differences_are_paired_and_better_is_below_zero_wherever_one_stands_first(four):
@@ -242,11 +244,8 @@ def test_of_many_comparisons_one_that_barely_excludes_zero_is_not_told(four):
     for name, gap in gaps.items():
         metrics.add(f"teaching_difference_{name}", gap, ci=(gap - 0.2, gap + 0.2), n=40)
     table = differences_table(metrics, found)
-    told = list(verdicts(table))
-    assert "RealChat and the untrained base model are told apart" in told[0]
-    assert (
-        "RealChat and role-play **cannot be told apart** among so many" in told[3] and "over 5 comparisons" in told[3]
-    )
+    assert verdict_on(table, "RealChat", "the untrained base model") == "the first is better"
+    assert verdict_on(table, "RealChat", "role-play") == "cannot be told apart among so many comparisons"
     assert table.p_holm[3] == pytest.approx(4 * 0.0396, abs=1e-3)
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from realm.conversations.conversation import Conversation, Message
+from realm.core.metrics import PUBLISHED, Metric
 from realm.core.profile import ProfileError
 from realm.reporting import display as show
 from realm.reporting import figures
@@ -63,6 +64,27 @@ def test_a_table_whose_rows_have_names_shows_them():
 
 def test_a_table_without_rows_says_so():
     assert "No rows" in show.frame_html(show.table([]))
+    assert "No rows" in show.side_by_side({"human": [], "UserGPT": []}).data
+
+
+def test_numbers_of_a_table_are_short_and_what_rounding_left_of_zero_is_zero():
+    page = show.frame_html(pd.DataFrame({"a": [0.7125001, 1.1e-16, float("nan")], "n": [12_000, 1, 2]}))
+    assert ">0.7125<" in page and ">0<" in page and "e-16" not in page and "NaN" not in page and ">12000<" in page
+
+
+def test_limits_stand_behind_their_value():
+    frame = pd.DataFrame({"auc": [0.75, 0.5], "low": [0.7, None], "high": [0.8, None], "n": [3, 4]})
+    told = show.merged(frame, auc=("low", "high"))
+    assert told.to_dict("list") == {"auc": ["0.75 [0.7, 0.8]", "0.5"], "n": [3, 4]}
+
+
+def test_metrics_are_folded_and_told_in_words():
+    metrics = [Metric("user_turn_perplexity_after", 7.0, 6.0, 8.0, 20), Metric("x", 1, source=PUBLISHED)]
+    page = show.metrics_table(metrics).data
+    assert page.startswith("<details><summary") and "2 metrics" in page
+    assert "perplexity of held-out human turns, UserGPT" in page and "user_turn_perplexity_after" in page
+    assert "6 to 8" in page and "x (published)" in page
+    assert show.metrics_table(metrics, folded=False).data.startswith("<details open>")
 
 
 def test_a_figure_brings_its_words(tmp_path):

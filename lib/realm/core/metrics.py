@@ -12,6 +12,7 @@ from realm.core.files import read_json, write_json
 
 THIS_RUN = "this run"
 PUBLISHED = "published"
+ROUNDING = 1e-12  # nothing measured here is nearer to 0 than that, and not 0
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,8 @@ class Metric:
     source: str = THIS_RUN
 
     def __str__(self) -> str:
-        text = f"{self.value:.4g}" if isinstance(self.value, float) else f"{self.value:,}"
-        if self.ci_low is not None:
-            text += f" [{self.ci_low:.4g}, {self.ci_high:.4g}]"
-        return text
+        limits = "" if self.ci_low is None else f" [{number(self.ci_low)}, {number(self.ci_high)}]"
+        return number(self.value) + limits
 
 
 class Metrics:
@@ -78,8 +77,10 @@ class Metrics:
 
 
 def number(value: float) -> str:
-    """Whole numbers with separators, others to four significant digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    """Whole numbers with separators, others to four significant digits; what rounding alone left of zero is 0."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{0.0 if abs(value) < ROUNDING else value:.4g}"
 
 
 def interval(metric: Metric) -> str:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 EVERY = 10.0  # seconds between two lines of a log
 LIVE = 0.5  # seconds between two looks of a line that moves
 BEAT = 5.0  # seconds after which a line that moves is shown again, whatever was counted
+BRIEF = 1.0  # seconds; a notebook shows nothing of what is over before
 PROGRESS = "progress"  # in the metadata of what a notebook displays: here is a bar; true when it is over
 
 
@@ -29,6 +30,7 @@ class Bar(tqdm):
         self._shell = _notebook()
         self._moves = self._shell is None and getattr(sys.stderr, "isatty", bool)()
         self._handle, self._shown, self._over = None, time.monotonic(), threading.Event()
+        self._begun = self._shown
         if not self._moves:
             values |= {"gui": True, "mininterval": LIVE, "miniters": 1}  # as tqdm calls what draws by itself
         elif values.get("unit") == "":
@@ -85,6 +87,8 @@ class Bar(tqdm):
     def _display_in_notebook(self, over: bool) -> None:
         from IPython.display import display
 
+        if self._handle is None and time.monotonic() - self._begun < BRIEF:
+            return
         self._shown, words = time.monotonic(), self.words()
         share = f' value="{self.n / self.total:.3f}"' if self.total else ""
         line = f'<div style="font-size:90%;opacity:.8"><progress max="1"{share}></progress> {html.escape(words)}</div>'
@@ -105,6 +109,7 @@ def _notebook() -> Any:
 def _keep_showing(bar: weakref.ref, over: threading.Event, shell: Any, cell: int | None) -> None:
     """Show a bar again where nothing was counted, until it is closed, or gone, or its cell has ended without it."""
     while not over.wait(1.0) and (shown := bar()) is not None and getattr(shell, "execution_count", None) == cell:
-        if time.monotonic() - shown._shown >= (EVERY if shell is None else BEAT):
+        first = shell is not None and shown._handle is None
+        if first or time.monotonic() - shown._shown >= (EVERY if shell is None else BEAT):
             shown.refresh()
         del shown

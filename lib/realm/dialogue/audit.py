@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from realm.dialogue.encoder import IGNORED, Encoded
 
+WRAPPED = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"  # between words, where there are any
+
 
 def audit_runs(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[tuple[bool, str]]:
     """The tokens decoded back to text as (supervised, text) runs: what the loss really sees."""
@@ -40,4 +42,4 @@ def audit_html(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, limit: int 
             break
     share = encoded.supervised / len(encoded.input_ids)
     head = f"{len(encoded.input_ids)} tokens, {share:.0%} supervised (blue)"
-    return f'<p><b>{head}</b></p><pre style="white-space:pre-wrap">{"".join(pieces)}</pre>'
+    return f'<p><b>{head}</b></p><pre style="{WRAPPED}">{"".join(pieces)}</pre>'

@@ -158,28 +158,29 @@ def called(corpus: str) -> str:
     return metric_names().told("corpus", corpus)
 
 
-def verdicts(differences: pd.DataFrame) -> Iterator[str]:
-    """A sentence a comparison of corpora, of what can be told apart and what cannot; from ``differences_table``."""
-    together = int(differences.p_holm.notna().sum())
-    for row in differences[differences.way.isin(WAYS)].itertuples():
-        words = "equal supervised tokens" if row.way else "equal numbers of conversations"
-        gap = f"{row.difference:+.3g}"
-        if math.isnan(row.p_holm):
-            verdict = "**cannot be compared**: there is no interval"
-        else:
-            gap += (
-                f" [{row.ci_low:.3g}, {row.ci_high:.3g}], p = {row.p_holm:.2g} after Holm over {together} comparisons"
-            )
-            verdict = _verdict(row)
-        yield f"At {words}, {called(row.one)} and {called(row.other)} {verdict}; {gap}, n = {row.n}."
+def compared_table(differences: pd.DataFrame) -> pd.DataFrame:
+    """``differences_table`` in words, a row a comparison: fair by, first, second, difference (perplexity of the first
+    minus that of the second) with its limits, n, p (Holm), verdict."""
+    fair = {"": "equal conversations", EQUAL_TOKENS: "equal supervised tokens"}
+    table = pd.DataFrame(
+        {
+            "fair by": [fair.get(way, f"{way} of RealChat") for way in differences.way],
+            "first": differences.one.map(called),
+            "second": differences.other.map(called),
+        }
+    )
+    table = table.join(differences[["difference", "ci_low", "ci_high", "n"]])
+    return table.assign(**{"p (Holm)": differences.p_holm, "verdict": [*map(_verdict, differences.itertuples())]})
 
 
 def _verdict(row: tuple) -> str:
+    if math.isnan(row.p_holm):
+        return "no interval: cannot be told"
     if row.ci_low <= 0 <= row.ci_high:
-        return "**cannot be told apart**"
+        return "cannot be told apart"
     if row.p_holm >= SURE:
-        return "**cannot be told apart** among so many comparisons, though by this one alone"
-    return f"are told apart: the first is **{'better' if row.difference < 0 else 'worse'}**"
+        return "cannot be told apart among so many comparisons"
+    return f"the first is {'better' if row.difference < 0 else 'worse'}"
 
 
 def share_verdicts(metrics: Metrics) -> Iterator[str]:

@@ -14,20 +14,22 @@ from typing import Any
 
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import HTML, Markdown
+from IPython.display import HTML, Markdown, display
 from pandas.api.types import is_numeric_dtype
 
 from realm.cleaning.funnel import Example, StepReport
 from realm.conversations.conversation import Conversation, Message
 from realm.core.files import read_json
-from realm.core.metrics import Metrics, interval, number
+from realm.core.metrics import PUBLISHED, Metric, interval, number
 from realm.core.profile import profile_path
+from realm.evaluation.names import readable
 from realm.reporting.reference import REFERENCE_PROFILE, reference_metrics_path
 
 COLORS = {"user": "#D6E9F5", "assistant": "#F0F0F0", "system": "#FFF4D6"}
 NAMES = {"user": "human"}
 NO_MATH = "mathjax_ignore tex2jax_ignore"  # JupyterLab's class, and that of older ones
 MOST_ROWS = 100
+NOTHING = "<p><i>No rows.</i></p>"
 
 
 class Picture:
@@ -61,6 +63,12 @@ def takes(stage: str, profile: str) -> Markdown:
     device = found["manifest"]["device"]
     words = f"the reference run under `{known}` took **{long}** ({device}), what earlier runs left not counted"
     return Markdown(f"**How long.** For this notebook {words}.")
+
+
+def say(words: object) -> None:
+    """A paragraph of plain words, wrapped between them; nothing where there are none."""
+    if text := str(words or ""):
+        display(HTML(f'<p class="{NO_MATH}">{html.escape(text)}</p>'))
 
 
 def folded(text: str, limit: int) -> str:
@@ -103,6 +111,8 @@ def conversation(shown: Conversation, limit: int = 500, turns: int = 8) -> HTML:
 
 def side_by_side(columns: dict[str, Sequence[str]], limit: int = 400) -> HTML:
     """Texts in a table, a column a source, a row a conversation; long ones are folded."""
+    if not any(columns.values()):
+        return HTML(NOTHING)
 
     def cells(texts: Sequence[str]) -> str:
         style = "text-align:left;vertical-align:top"
@@ -139,21 +149,32 @@ def _difference(example: Example, limit: int) -> tuple[str, str]:
     return f"{old[i].role}: …{a[window]}", f"{new[i].role}: …{b[window]}"
 
 
-def metrics_table(metrics: Metrics) -> pd.DataFrame:
-    """The stage's records as a reader wants them."""
-    return pd.DataFrame(
-        [
-            {
-                "metric": m.name,
-                "value": number(m.value),
-                "95 % interval": interval(m),
-                "n": "" if m.n is None else f"{m.n:,}",
-                "unit": m.unit,
-                "source": m.source,
-            }
-            for m in metrics
+def metrics_table(metrics: Iterable[Metric], folded: bool = True) -> HTML:
+    """Records as a reader wants them, in words, those that others published marked so; folded, since they are many."""
+    rows = [
+        {
+            "what": readable(m.name) + (" (published)" if m.source == PUBLISHED else ""),
+            "value": number(m.value),
+            "95 % interval": interval(m),
+            "n": "" if m.n is None else f"{m.n:,}",
+            "unit": m.unit,
+            "metric": m.name,
+        }
+        for m in metrics
+    ]
+    head = f'<summary style="cursor:pointer">{len(rows)} metrics of this stage</summary>'
+    return HTML(f"<details{'' if folded else ' open'}>{head}{frame_html(table(rows))}</details>")
+
+
+def merged(frame: pd.DataFrame, **limits: tuple[str, str]) -> pd.DataFrame:
+    """A frame whose columns of limits stand behind their value, ``0.7 [0.6, 0.8]``: column -> its (lower, upper)."""
+    told = frame.copy()
+    for column, (low, high) in limits.items():
+        rows = zip(frame[column], frame[low], frame[high], strict=True)
+        told[column] = [
+            number(value) + ("" if pd.isna(a) or pd.isna(b) else f" [{number(a)}, {number(b)}]") for value, a, b in rows
         ]
-    )
+    return told.drop(columns=list({name for pair in limits.values() for name in pair}))
 
 
 def table(rows: Iterable[dict]) -> pd.DataFrame:
@@ -162,12 +183,12 @@ def table(rows: Iterable[dict]) -> pd.DataFrame:
 
 
 def frame_html(frame: pd.DataFrame) -> str:
-    """A frame as notebooks show it: words on the left and whole, numbers on the right, no numbering of rows."""
+    """A frame as notebooks show it: words on the left and whole, numbers on the right and short, rows not numbered."""
     if not len(frame):
-        return "<p><i>No rows.</i></p>"
+        return NOTHING
     numbered = isinstance(frame.index, pd.RangeIndex)
     with pd.option_context("display.max_colwidth", None, "display.html.use_mathjax", False):
-        page = frame.to_html(index=not numbered, border=0, max_rows=MOST_ROWS)
+        page = frame.to_html(index=not numbered, border=0, max_rows=MOST_ROWS, float_format=number, na_rep="")
     left = [not is_numeric_dtype(dtype) for dtype in frame.dtypes]
 
     def aligned(row: re.Match) -> str:

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from realm.reporting.drawing import ACCENT, OURS, PUBLISHED, SECOND, Drawn, redrawable
 from realm.reporting.drawing import save as save  # notebooks draw and save from one room
+
+FEW_STEPS, FEW_VALUES = 20, 20
 
 
 def funnel_beside(ours: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -110,10 +113,13 @@ def distributions(
             axis.stairs(100 * bins.share, edges, color=color, linewidth=1.8, label=f"{name} (n = {bins.n.iloc[0]:,})")
         axis.set_xlabel(label)
         axis.set_ylabel("share, %")
-        if log:
+        if log and table[table.measure == label]["to"].max() > FEW_VALUES:
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # the names stand above all lines
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_yticks([tick for tick in axis.get_yticks() if 0 <= tick <= 100])
+        axis.set_ylim(0, 1.4 * 100 * table[table.measure == label].share.max())  # the names stand above all lines
         axis.legend(fontsize=10, loc="upper right")
     figure.suptitle(title)
     return figure, table
@@ -125,7 +131,8 @@ def loss_curve(log: Sequence[Mapping[str, float]], title: str) -> Drawn:
     table = pd.DataFrame(log)[["step", "loss", "learning_rate"]].astype(float)
     table["running_mean"] = table.loss.ewm(span=max(3, len(table) // 5)).mean()
     figure, axes = plt.subplots(figsize=(6.5, 3.6))
-    axes.plot(table.step, table.loss, color=PUBLISHED, linewidth=1, label="each step")
+    dot = "o" if len(table) <= FEW_STEPS else None  # a line through one point is none
+    axes.plot(table.step, table.loss, color=PUBLISHED, linewidth=1, marker=dot, label="each step")
     axes.plot(table.step, table.running_mean, color=OURS, linewidth=2, label="running mean")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss, nats per supervised token")
