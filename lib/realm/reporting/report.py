@@ -81,6 +81,9 @@ LONG_HEADLINES = {
     "share_of_human_gain_roleplay": "that role-play teaches",
     **HUMANLIKE,
     "two_sample_auc_responder": "AUC of telling the openings of the responder, told to play a user, from human ones",
+    "two_sample_auc_usergpt_at_400": "AUC of telling UserGPT's openings from human ones, 400 a side",
+    "two_sample_auc_responder_at_400": "of the responder, told to play a user, 400 a side",
+    "two_sample_auc_human_floor_at_400": "of humans from humans, 400 a side",
 }
 # The figures that the report leads with, in order: the realism card and the five that matter.
 LEADING = ("06_realism", "02_perplexity", "04_teaching", "05_mt_bench_published", "01_funnel", "03_realchat")

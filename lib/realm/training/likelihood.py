@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from realm.dialogue.encoder import Encoded
 from realm.training.base import TrainingError, sharded
 from realm.training.loss import supervised_nll
-from realm.training.memory import give_back
+from realm.training.memory import EVERY, give_back
 from realm.training.rows import Rows, collate, padding_of, progress_bar, require_fit
 
 EVAL_BATCH_TOKENS = 1_024  # its logits over a vocabulary of 49,152, in bfloat16 and float32, take 0.3 GB at most
@@ -70,9 +70,7 @@ def scored(
     def of(indices: list[int]) -> tuple[list[int], Scores]:
         batch = collate([Rows(rows)[i] for i in indices], pad_id)
         batch.pop("ids")
-        found = score(model, {k: v.to(device) for k, v in batch.items()})
-        give_back()
-        return indices, found
+        return indices, score(model, {k: v.to(device) for k, v in batch.items()})
 
     model.eval()
     # Which GPU is in use belongs to a thread, and processes that share a model must exchange its parts in one order.
@@ -82,10 +80,14 @@ def scored(
             progress_bar(total=len(rows), desc=desc, unit="conversations") as bar,
             _side_by_side(1 if here else min(torch.get_num_threads(), MOST_WORKERS)) as each,
         ):
-            for indices, found in each(of, _batches_by_length([len(r.input_ids) for r in rows])):
+            done = each(of, _batches_by_length([len(r.input_ids) for r in rows]))
+            for number, (indices, found) in enumerate(done, start=1):
                 yield indices, found
                 bar.update(len(indices))
+                if number % EVERY == 0:
+                    give_back()
     finally:
+        give_back()
         model.train(was_training)
 
 

@@ -1,4 +1,4 @@
-"""Memory that the allocator keeps: given back between steps, or a process would hold several times what it needs."""
+"""Memory that the allocator keeps: given back now and then, or a process would hold several times what it needs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import ctypes
 import ctypes.util
 import functools
 from collections.abc import Callable
+
+# Steps, or batches, between two times. After each one it would take a tenth of the processor time: what was given back
+# comes again page by page.
+EVERY = 8
 
 
 @functools.cache

@@ -30,7 +30,7 @@ from realm.dialogue.encoder import Encoded
 from realm.training.base import TrainingError, compute_dtype, refuse_without_gradient, sharded
 from realm.training.likelihood import likelihood
 from realm.training.loss import supervised_nll
-from realm.training.memory import give_back
+from realm.training.memory import EVERY, give_back
 from realm.training.rows import Rows, collate, padding_of, progress_bar, require_fit, rows_sha256
 
 # Values that say what is measured, shown or trained beside it; whose rows these are is said by the rows.
@@ -182,9 +182,13 @@ class _StopWhenAsked(TrainerCallback):
 
 
 class _GiveBack(TrainerCallback):
-    """Steps of different lengths leave holes in memory; they are given back, which takes milliseconds."""
+    """Steps of different lengths leave holes in memory; they are given back now and then."""
 
     def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % EVERY == 0:
+            give_back()
+
+    def on_train_end(self, args, state, control, **kwargs):
         give_back()
 
 
