@@ -128,7 +128,8 @@ if [ -n "$TEST" ]; then
   # A file a process, the cores shared out: threads of two processes on one core would wait for each other, spinning.
   cores=$(nproc)
   workers=$((cores < 4 ? cores : 4))
-  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / workers))}"
+  share=$((cores / workers))
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$share}" LOKY_MAX_CPU_COUNT="${LOKY_MAX_CPU_COUNT:-$share}"  # local servers
   exec "$PYTHON" -m pytest --numprocesses "$workers" --dist loadfile --no-loadscope-reorder
 fi
 

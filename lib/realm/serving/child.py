@@ -17,6 +17,11 @@ GRACE_SECONDS = 5
 
 
 def main(command: list[str]) -> int:
+    # An interrupt at the terminal is for the notebook, which closes our input when it has saved its work.
+    # A closed terminal and a quit key signal us too: dying of that would leave the child alone. From before the child
+    # is there; and by a handler, since what is ignored would be ignored by the child too.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def signal_group(number: int) -> None:
@@ -35,10 +40,6 @@ def main(command: list[str]) -> int:
             pass
         end_child()
 
-    # An interrupt at the terminal is for the notebook, which closes our input when it has saved its work.
-    # A closed terminal and a quit key signal us too: dying of that would leave the child alone.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end_child)
     threading.Thread(target=wait_for_parent, daemon=True).start()
     return child.wait()
