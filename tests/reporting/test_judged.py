@@ -35,7 +35,7 @@ def test_each_model_stands_at_its_scores_and_the_judge_is_named(table):
     [axes] = figure.axes
     points = {c.get_label(): list(c.lines[0].get_xdata()) for c in axes.containers}
     assert points == {"base": [2.0, 1.0], "realm": [3.0]}
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["overall (n = 16)", "math (n = 1)"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["overall (n = 16 and 15)", "math (n = 1)"]
     assert "judge j" in axes.get_title() and "nothing else" in axes.get_title()
 
 

@@ -28,14 +28,14 @@ def judged(table: pd.DataFrame) -> Drawn:
             capsize=3,
             label=model,
         )
-    most = table.groupby("group").n.max()
-    axes.set_yticks(range(len(groups)), [f"{group} (n = {most[group]})" for group in groups])
+    counted = {group: " and ".join(map(str, dict.fromkeys(rows.n))) for group, rows in table.groupby("group")}
+    axes.set_yticks(range(len(groups)), [f"{group} (n = {counted[group]})" for group in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlim(0.8, 10.2)
     judge = ", ".join(dict.fromkeys(table.judge))
     axes.set_xlabel(
-        "score, 1 to 10, with the 95 % interval over questions; where one question stands alone there is none"
+        "score, 1 to 10, with the 95 % interval over questions;\nwhere one question stands alone there is none"
     )
-    axes.set_title(f"MT-Bench by the judge {judge}: these models against each other, and nothing else")
+    axes.set_title(f"MT-Bench by the judge {judge}:\nthese models against each other, and nothing else")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure, table
