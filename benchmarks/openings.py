@@ -1,9 +1,9 @@
 """What brings UserGPT's openings nearer to humans': ``python -m benchmarks.openings [RUN FOLDER] [--into FOLDER]``.
 
 Profile ``cpu`` with one value changed at a time: UserGPT trained anew where that asks for it, its openings sampled, and
-the two-sample test of notebook 06 against the same humans, at 128 and at 400 a side. Differences are paired, from the
-profile as it stands. Stage 01 of the run (default ``runs/cpu``) has to be there. Called again with the same ``--into``,
-it trains and asks only what is not there yet.
+the two-sample test of notebook 06 against as many other humans, at 128 and at 400 a side. Differences are paired, from
+the profile as it stands. Stage 01 of the run (default ``runs/cpu``) has to be there. Called again with the same
+``--into``, it trains and asks only what is not there yet.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ VARIANTS = {
     "opening segments whole": Variant({"opening_rows": "segment"}),
     "another seed of training": Variant(seed=1),
     "temperature 0.7": Variant(asking={"temperature": 0.7}, model=AS_IT_IS),
+    "temperature 0.85": Variant(asking={"temperature": 0.85}, model=AS_IT_IS),
+    "top-p 0.9": Variant(asking={"top_p": 0.9}, model=AS_IT_IS),
     "cut at 64 tokens": Variant(cut=64, model=AS_IT_IS),
     "untrained": Variant(asking={"model": f"base:{STAGE}"}, model=AS_IT_IS),
 }
@@ -131,7 +133,8 @@ def measured(data: Path, folder: Path) -> pd.DataFrame:
         trained(VARIANTS[variant.model] if variant.model else variant, data, place)
         endpoint = profile.simulator_realism.usergpt.model_copy(update=variant.asking)
         texts[name] = asyncio.run(opened(endpoint, place, profile.seed))
-    humans = openings.two_human_groups(load_conversations(data / "test.jsonl"), SIZES[-1], profile.seed)[: SIZES[-1]]
+    # Not the humans that notebook 06 compares with: a profile that is chosen by them would be judged by them.
+    humans = openings.two_human_groups(load_conversations(data / "test.jsonl"), SIZES[-1], profile.seed)[SIZES[-1] :]
     return rows_of(tests(texts, humans, profile))
 
 
