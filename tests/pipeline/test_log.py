@@ -13,12 +13,15 @@ from realm.pipeline.surroundings import own_kernel
 WORKING = """import time
 from realm.core import progress
 from realm.core.progress import Bar
-progress.BEAT = 0.2
+progress.BEAT, progress.BRIEF = 0.2, 0.1
 with Bar(total=3, desc="long work", unit="steps") as bar:
     for _ in range(3):
         time.sleep(0.6)
         bar.update()
         bar.note("<b>0.5</b>")"""
+BRIEF = """progress.BRIEF = 1.0
+with Bar(total=1, desc="short work", unit="steps") as bar:
+    bar.update()"""
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def executed(tmp_path, monkeypatch):
         text("# One\nWords."),
         code(WORKING),
         text("Words alone."),
-        code("1"),
+        code(BRIEF),
         text("## Two"),
         code("import time; time.sleep(2.3)"),
     ]
@@ -64,6 +67,11 @@ def test_headings_long_bars_and_long_silence_are_told_by_line(executed):
     assert 1 <= len(bars) <= 3 and all(line.startswith("   long work: ") for line in bars)
     assert bars[-1].startswith("   long work: 3 of 3 steps")
     assert "\r" not in told
+
+
+def test_a_bar_that_is_over_at_once_is_not_shown(executed):
+    notebook, told = executed
+    assert notebook.cells[3].outputs == [] and "short work" not in told
 
 
 def test_an_executed_notebook_keeps_a_bar_as_it_ended(executed):
