@@ -104,7 +104,7 @@ def test_the_whole_profile_through_slurm(place, capsys):
     after = status()
     assert re.search(rf"03_shards +job {array} +2 COMPLETED \(1,3\); 1 CANCELLED \(2\)", after)
     assert re.search(r"03_simulation +job \d+ +CANCELLED .* not done", after)
-    assert "nothing is queued or at work" in after and "--slurm goes on with what is not done" in after
+    assert "no job is queued or at work" in after and "--slurm goes on with what is not done" in after
 
     # The rest is submitted again; its task is asked to stop, is queued again, and goes on.
     server.seconds = 2.0

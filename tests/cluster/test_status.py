@@ -73,14 +73,14 @@ def test_after_a_failure_it_says_so_and_what_goes_on(told):
     assert "FAILED 0:40 not done" in jobs["02_usergpt_sft"]
     assert jobs["03_shards"] == "03_shards job 13 2 CANCELLED (1-2); 1 not known to Slurm any more (4)"
     assert "TIMEOUT 08:00:01 not done" in jobs["03_simulation"]
-    assert lines[-1].startswith("nothing is queued or at work (logs in slurm/ of that folder); ./run_all.sh --profile ")
+    assert lines[-1].startswith("no job is queued or at work (logs in slurm/ of that folder); ./run_all.sh --profile ")
     assert lines[-1].endswith("--slurm goes on with what is not done")
 
 
 def test_a_job_that_slurm_forgot_is_not_said_to_run(told):
     jobs, lines = told("", "")
     assert "not known to Slurm any more not done" in jobs["02_usergpt_sft"]
-    assert lines[-1].startswith("nothing is queued or at work")
+    assert lines[-1].startswith("no job is queued or at work")
 
 
 def test_a_slurm_that_does_not_answer(told, tmp_path):

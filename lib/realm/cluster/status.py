@@ -121,4 +121,4 @@ def _what_now(
     if all(words.startswith("done") for job, words in stages.items() if job != SHARDS):
         return "all stages are done"
     logs = " (logs in slurm/ of that folder)" if sent else ""
-    return f"nothing is queued or at work{logs}; ./run_all.sh --profile {name} --slurm goes on with what is not done"
+    return f"no job is queued or at work{logs}; ./run_all.sh --profile {name} --slurm goes on with what is not done"
