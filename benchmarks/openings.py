@@ -59,8 +59,8 @@ VARIANTS = {
     "opening segments whole": Variant({"opening_rows": "segment"}),
     "another seed of training": Variant(seed=1),
     "temperature 0.7": Variant(asking={"temperature": 0.7}, model=AS_IT_IS),
-    "temperature 0.85": Variant(asking={"temperature": 0.85}, model=AS_IT_IS),
-    "top-p 0.9": Variant(asking={"top_p": 0.9}, model=AS_IT_IS),
+    "temperature 1": Variant(asking={"temperature": 1.0}, model=AS_IT_IS),
+    "temperature 1, top-p 0.9": Variant(asking={"temperature": 1.0, "top_p": 0.9}, model=AS_IT_IS),
     "cut at 64 tokens": Variant(cut=64, model=AS_IT_IS),
     "untrained": Variant(asking={"model": f"base:{STAGE}"}, model=AS_IT_IS),
 }
