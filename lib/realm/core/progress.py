@@ -30,7 +30,6 @@ class Bar(tqdm):
         self._shell = _notebook()
         self._moves = self._shell is None and getattr(sys.stderr, "isatty", bool)()
         self._handle, self._shown, self._over = None, time.monotonic(), threading.Event()
-        self._begun = self._shown
         if not self._moves:
             values |= {"gui": True, "mininterval": LIVE, "miniters": 1}  # as tqdm calls what draws by itself
         elif values.get("unit") == "":
@@ -87,7 +86,7 @@ class Bar(tqdm):
     def _display_in_notebook(self, over: bool) -> None:
         from IPython.display import display
 
-        if self._handle is None and time.monotonic() - self._begun < BRIEF:
+        if self._handle is None and time.time() - self.start_t < BRIEF:
             return
         self._shown, words = time.monotonic(), self.words()
         share = f' value="{self.n / self.total:.3f}"' if self.total else ""

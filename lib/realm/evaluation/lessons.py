@@ -25,6 +25,8 @@ PARTS = {
 MINUS_BASE, MINUS_REALCHAT = "teaching_difference_{}_base", "teaching_difference_{}_realchat"
 WAYS = {"": "", EQUAL_TOKENS: f"_{EQUAL_TOKENS}"}  # in which corpora are compared -> what metrics end with
 
+FAIR = {"": "equal conversations", EQUAL_TOKENS: "equal supervised tokens"}
+
 
 def human_gain_share(
     base: np.ndarray, student: np.ndarray, humans: np.ndarray, tokens: np.ndarray, axis: int = -1
@@ -161,10 +163,9 @@ def called(corpus: str) -> str:
 def compared_table(differences: pd.DataFrame) -> pd.DataFrame:
     """``differences_table`` in words, a row a comparison: fair by, first, second, difference (perplexity of the first
     minus that of the second) with its limits, n, p (Holm), verdict."""
-    fair = {"": "equal conversations", EQUAL_TOKENS: "equal supervised tokens"}
     table = pd.DataFrame(
         {
-            "fair by": [fair.get(way, f"{way} of RealChat") for way in differences.way],
+            "fair by": [FAIR.get(way, f"{way} of RealChat") for way in differences.way],
             "first": differences.one.map(called),
             "second": differences.other.map(called),
         }
@@ -188,5 +189,4 @@ def share_verdicts(metrics: Metrics) -> Iterator[str]:
     for way, end in WAYS.items():
         share = f"share_of_human_gain_{REALCHAT}{end}"
         if share in metrics:
-            words = "equal supervised tokens" if way else "equal numbers of conversations"
-            yield f"At {words}, of what real humans' turns teach RealChat gives **{metrics[share]}** (1: as much)."
+            yield f"At {FAIR[way]}, of what real humans' turns teach RealChat gives **{metrics[share]}** (1: as much)."
